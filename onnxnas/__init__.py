@@ -1,0 +1,1 @@
+"""onnxnas: fits a trained ONNX network to the accelerator it has to run on."""

@@ -1,0 +1,142 @@
+"""What a network costs on a target: the words every cost source answers in.
+
+A cost source (a vendor's compiler, a real run, a trained regression, an imported table) is a
+`CostModel`. It takes a graph whose every tensor has a static shape and answers a `Cost`: one
+`KernelCost` per kernel, the totals, and the peak memory. What it cannot cost it lists as
+unavailable with the reason; an unknown kernel is never a silent zero.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["predicted", "estimate", "measured"]
+"""Where a figure comes from: a regression, a vendor's static model, or a real run."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One accelerator in one memory configuration: the card a cost model is loaded with.
+
+    Attributes:
+        name: kebab-case, equals the entry-point name, e.g. ``ethos-u55-128``.
+        title: one line for people, e.g. ``Arm Ethos-U55, 128 MACs/cycle``.
+        backend: name of the cost source, e.g. ``vela``.
+        kind: what its figures are; no text may call an estimate a measurement.
+        clock_hz: core clock; seconds = cycles / clock_hz.
+        macs_per_cycle: int8 multiply-accumulates per cycle at best; gives a lower bound.
+        channel_multiples: channel counts worth aligning to, ascending, e.g. ``(4, 8, 16)``.
+        config: everything else the backend needs, as text, e.g. system configuration and
+            memory mode; part of every cache key.
+        notes: one or two sentences on what the figures do and do not say.
+    """
+
+    name: str
+    title: str
+    backend: str
+    kind: Kind
+    clock_hz: float
+    macs_per_cycle: int
+    channel_multiples: tuple[int, ...]
+    config: Mapping[str, str] = field(default_factory=dict)
+    notes: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The card as plain JSON values."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "backend": self.backend,
+            "kind": self.kind,
+            "clock_hz": self.clock_hz,
+            "macs_per_cycle": self.macs_per_cycle,
+            "channel_multiples": list(self.channel_multiples),
+            "config": dict(self.config),
+            "notes": self.notes,
+        }
+
+
+@dataclass(frozen=True)
+class KernelCost:
+    """Cost of one kernel: a conv or gemm with its fused activation, or an op on its own.
+
+    Attributes:
+        output: name of the ONNX tensor the kernel writes (after a fused activation).
+        op: what runs, in the backend's words, e.g. ``Conv2D`` or ``DepthwiseConv2D``.
+        tensors: every ONNX tensor computed inside this kernel, `output` last.
+        cycles: core cycles, or None where unavailable.
+        macs: multiply-accumulates.
+        reason: why `cycles` is None; empty otherwise.
+    """
+
+    output: str
+    op: str
+    tensors: tuple[str, ...]
+    cycles: float | None
+    macs: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a whole network on one target.
+
+    Attributes:
+        target: name of the target.
+        kind: predicted, estimate or measured.
+        cycles: total core cycles of everything that could be costed.
+        seconds: `cycles` at the target's clock.
+        macs: multiply-accumulates of the network.
+        peak_bytes: peak use in bytes, per memory of the target, e.g. ``{"sram": 345600}``.
+        weight_bytes: weights as the target stores them (encoded), or None where unknown.
+        kernels: in execution order, the unavailable ones included.
+        detail: anything else the backend says, plain JSON values.
+    """
+
+    target: str
+    kind: Kind
+    cycles: float
+    seconds: float
+    macs: int
+    peak_bytes: Mapping[str, int]
+    weight_bytes: int | None
+    kernels: tuple[KernelCost, ...]
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def unavailable(self) -> tuple[KernelCost, ...]:
+        """Kernels that have no figure, each with its reason."""
+        return tuple(k for k in self.kernels if k.cycles is None)
+
+    @property
+    def peak_activation_bytes(self) -> int:
+        """Peak use of the busiest memory that holds activations, in bytes."""
+        return max(self.peak_bytes.values(), default=0)
+
+
+class CostModel(ABC):
+    """A source of costs for one target.
+
+    Implementations must be deterministic: the same graph gives the same `Cost`.
+    """
+
+    target: Target
+
+    @abstractmethod
+    def cost(self, graph: Any) -> Cost:
+        """Cost one network.
+
+        Args:
+            graph: `onnx_graphsurgeon.Graph`, topologically sorted, every variable with a
+                static integer shape (see `onnxnas.graph.static_view`), weights as constants.
+
+        Raises:
+            UnsupportedError: nothing in the graph can be costed.
+        """
+
+    def cost_many(self, graphs: Sequence[Any]) -> list[Cost]:
+        """Cost several networks; backends override it to work in parallel or interleaved."""
+        return [self.cost(graph) for graph in graphs]

@@ -1,0 +1,300 @@
+"""Between ONNX protos and the graph that passes work on; shapes, the contract, validity.
+
+Raw protos are touched in this layer only (`loading`, `normalise`, `graph`); everything above
+works on plain `onnx_graphsurgeon.Graph`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxnas.errors import UsageError, VerificationError
+
+Shape = tuple[int | str | None, ...]
+_SMALL = 1024
+"""Constants up to this many elements keep their values during shape inference: they may be
+shapes, axes or indices. Larger ones are weights, whose values no shape depends on."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """One graph input or output: what a caller of the model relies on."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+
+class LazyWeight(gs.LazyValues):  # type: ignore[misc]
+    """A constant whose values are computed at export, once, and never while costing structure.
+
+    Args:
+        shape: of the values.
+        dtype: of the values.
+        compute: returns the values; called at most once over all copies of the graph.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], compute: Callable[[], NDArray[Any]]
+    ) -> None:
+        self.shape = tuple(int(d) for d in shape)
+        self.dtype = np.dtype(dtype)
+        self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        self._compute: Callable[[], NDArray[Any]] | None = compute
+        self._values: NDArray[Any] | None = None
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the values were computed already."""
+        return self._values is not None
+
+    def load(self) -> NDArray[Any]:
+        """The values, read-only."""
+        if self._values is None:
+            assert self._compute is not None
+            values = np.ascontiguousarray(self._compute(), dtype=self.dtype).reshape(self.shape)
+            values.flags.writeable = False
+            self._values, self._compute = values, None
+        return self._values
+
+    @property
+    def tensor(self) -> onnx.TensorProto:
+        """The values as the exporter wants them."""
+        return onnx.numpy_helper.from_array(self.load())
+
+
+def values_of(constant: Any) -> NDArray[Any]:
+    """Values of a graphsurgeon constant, read-only.
+
+    Copies of a graph share weight arrays, so nothing may write into one; making them read-only
+    turns that mistake into an error at once.
+    """
+    values: NDArray[Any] = constant.values
+    values.flags.writeable = False
+    return values
+
+
+def from_model(model: onnx.ModelProto) -> Any:
+    """Import a model with the shapes of all its tensors inferred, as `gs.Graph`."""
+    graph = gs.import_onnx(model)
+    infer_shapes(graph)
+    return graph
+
+
+def to_model(
+    graph: Any, like: onnx.ModelProto, provenance: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
+    """Export a graph; all that graphsurgeon does not carry is taken from the model it came from.
+
+    Args:
+        graph: `gs.Graph`; is not changed.
+        like: the model the graph was imported from: IR version, metadata, node documentation.
+        provenance: output tensor -> what made the node, written to the node's metadata.
+    """
+    # graphsurgeon writes a name into a shared proto when it exports: export from a copy.
+    model = gs.export_onnx(graph.copy(), do_type_check=False)
+    model.ir_version = max(like.ir_version, 10 if provenance else 4)
+    model.producer_name, model.producer_version = like.producer_name, like.producer_version
+    model.domain, model.model_version = like.domain, like.model_version
+    model.doc_string = like.doc_string
+    model.metadata_props.extend(like.metadata_props)
+    model.graph.doc_string = like.graph.doc_string
+    model.graph.metadata_props.extend(like.graph.metadata_props)
+    original = {output: node for node in like.graph.node for output in node.output if output}
+    for node in model.graph.node:
+        made_by = (
+            next((provenance[o] for o in node.output if o in provenance), None)
+            if (provenance)
+            else None
+        )
+        source = original.get(node.output[0]) if node.output else None
+        if source is not None and source.op_type == node.op_type:
+            node.doc_string = source.doc_string
+            node.metadata_props.extend(source.metadata_props)
+        if made_by:
+            node.metadata_props.add(key="onnxnas.rewrite", value=made_by)
+    return model
+
+
+def infer_shapes(graph: Any) -> None:
+    """Set shape and dtype of every intermediate tensor, in place.
+
+    Runs ONNX shape inference on a skeleton in which weights are bare shapes, so no lazy weight
+    is computed and the cost does not depend on the model's size. Tensors inference says nothing
+    about keep what they had only if no rewrite could have changed it (subgraph bodies); others
+    become unknown (`shape` None).
+    """
+    skeleton = _skeleton(graph)
+    inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    known = {v.name: v for v in [*inferred.graph.value_info, *inferred.graph.output]}
+    outputs = {id(t) for t in graph.outputs}
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            info = known.get(tensor.name)
+            if info is None or not info.type.HasField("tensor_type"):
+                continue
+            shape = _shape(info)
+            if id(tensor) in outputs and tensor.shape is not None:
+                # The contract's symbol names stay; inference only fills what it leaves open.
+                shape = (
+                    tuple(
+                        new
+                        if isinstance(new, int) and not isinstance(old, int) and old is None
+                        else old
+                        for old, new in zip(tensor.shape, shape or (), strict=False)
+                    )
+                    if shape is not None and len(shape) == len(tensor.shape)
+                    else tensor.shape
+                )
+            tensor.shape = None if shape is None else list(shape)
+            if info.type.tensor_type.elem_type:
+                tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+
+
+def static_view(graph: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """A copy in which every input has a fixed shape, and all others follow from it.
+
+    This is what a cost model sees. The graph itself, and so the exported contract, keeps its
+    dynamic dimensions. Shape computations that become constant are folded.
+
+    Raises:
+        UsageError: a shape does not fit the model, or a tensor stays dynamic.
+    """
+    view = graph.copy()
+    for tensor in view.inputs:
+        tensor.shape = list(resolve_shape(tensor, input_shapes))
+    for tensor in view.outputs:
+        tensor.shape = None
+    for tensor in view.tensors().values():
+        if isinstance(tensor, gs.Variable) and tensor.inputs:
+            tensor.shape = None
+    _infer_or_refuse(view)
+    if any(node.op in _SHAPE_OPS for node in view.nodes):
+        view.fold_constants(size_threshold=1 << 20).cleanup()
+        _infer_or_refuse(view)
+    view.cleanup().toposort()
+    return view
+
+
+_SHAPE_OPS = frozenset({"Shape", "ConstantOfShape", "Range", "NonZero", "Size"})
+
+
+def _infer_or_refuse(view: Any) -> None:
+    try:
+        infer_shapes(view)
+    except Exception as error:
+        sizes = ", ".join(f"{t.name}:{','.join(map(str, t.shape))}" for t in view.inputs)
+        raise UsageError(
+            f"The model does not accept inputs of shape {sizes}: {_first_line(error)}; "
+            "give shapes it accepts with --input-shape name:1,3,224,224."
+        ) from error
+
+
+def resolve_shape(tensor: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The static shape of one graph input: as given, or as declared with a batch of 1.
+
+    Raises:
+        UsageError: the given shape contradicts the declared one, or a dimension other than the
+            first is dynamic and not given.
+    """
+    declared = tensor.shape
+    given = input_shapes.get(tensor.name)
+    example = f"--input-shape {tensor.name}:1,3,224,224"
+    if given is not None:
+        if declared is not None and (
+            len(given) != len(declared)
+            or any(is_static(d) and d != g for d, g in zip(declared, given, strict=True))
+        ):
+            wanted = ",".join(str(d) for d in declared)
+            raise UsageError(
+                f"Input {tensor.name!r} is declared as [{wanted}], "
+                f"which --input-shape {','.join(map(str, given))} does not fit."
+            )
+        return given
+    if declared is None:
+        raise UsageError(f"Input {tensor.name!r} has no declared shape: give one, e.g. {example}.")
+    shape = [1 if i == 0 and not is_static(d) else d for i, d in enumerate(declared)]
+    if not all(is_static(d) for d in shape):
+        text = ",".join(str(d) if is_static(d) else "?" for d in shape)
+        raise UsageError(
+            f"Input {tensor.name!r} has dynamic dimensions [{text}]: fix them for costing, "
+            f"e.g. {example} (the exported model keeps them dynamic)."
+        )
+    return tuple(int(d) for d in shape)
+
+
+def is_static(dimension: object) -> bool:
+    """Whether a dimension is a known size (symbols, None and the odd -1 or 0 are not)."""
+    return isinstance(dimension, int) and dimension > 0
+
+
+def contract(model: onnx.ModelProto) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs (initializers not counted) and outputs of a model, in order."""
+    constants = {t.name for t in model.graph.initializer}
+    constants |= {t.values.name for t in model.graph.sparse_initializer}
+    return (
+        tuple(_port(v) for v in model.graph.input if v.name not in constants),
+        tuple(_port(v) for v in model.graph.output),
+    )
+
+
+def check_model(model: onnx.ModelProto) -> None:
+    """ONNX checker with strict shape inference.
+
+    Raises:
+        VerificationError: the model is not valid; the message is the checker's.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=model.ByteSize() < (1 << 31) - 1)
+    except Exception as error:
+        raise VerificationError(f"The model is not valid ONNX: {_first_line(error)}.") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+def _port(value: onnx.ValueInfoProto) -> Port:
+    kind = value.type.WhichOneof("value") or "unknown"
+    if kind != "tensor_type":
+        return Port(value.name, kind, ())
+    dtype = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    return Port(value.name, dtype, _shape(value) or ())
+
+
+def _shape(value: onnx.ValueInfoProto) -> Shape | None:
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    dims: list[int | str | None] = []
+    for dim in value.type.tensor_type.shape.dim:
+        kind = dim.WhichOneof("value")
+        dims.append(dim.dim_value if kind == "dim_value" else dim.dim_param or None)
+    return tuple(dims)
+
+
+def _skeleton(graph: Any) -> onnx.ModelProto:
+    """The graph as a proto in which weights are inputs: shape and dtype, no values."""
+    view = graph.copy()
+    weights = []
+    for tensor in view.tensors().values():
+        if isinstance(tensor, gs.Constant) and _is_weight(tensor):
+            shape, dtype = tuple(tensor.shape), tensor.export_dtype
+            tensor.to_variable(dtype=dtype, shape=shape)
+            weights.append(tensor)
+        elif isinstance(tensor, gs.Variable) and tensor.inputs:
+            tensor.shape, tensor.dtype = None, None
+    view.inputs = [*view.inputs, *weights]
+    return gs.export_onnx(view, do_type_check=False)
+
+
+def _is_weight(constant: Any) -> bool:
+    lazy = isinstance(constant._values, LazyWeight)
+    return lazy or int(np.prod(constant.shape, dtype=np.int64)) > _SMALL

@@ -1,0 +1,79 @@
+"""What a pass is: finds the places where it applies, says why elsewhere not, rewrites one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from onnxnas.cost import Target
+from onnxnas.rewriter import Rewriter
+from onnxnas.sites import Choice, Site
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A place where a pass could have applied but does not, and why."""
+
+    pass_name: str
+    tensor: str
+    reason: str
+
+
+@dataclass
+class Why:
+    """Collects the misses of one pass. Declining is a value; a crash is never "no match"."""
+
+    pass_name: str
+    misses: list[Miss] = field(default_factory=list)
+
+    def miss(self, place: Any, reason: str) -> None:
+        """Record a declined place.
+
+        Args:
+            place: a node (named by its first output) or a tensor name.
+            reason: a clause that completes "not rewritten because ...".
+        """
+        name = place if isinstance(place, str) else place.outputs[0].name
+        self.misses.append(Miss(self.pass_name, name, reason))
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One kind of rewrite. The fields of a subclass (a frozen dataclass) are its options.
+
+    Attributes:
+        name: kebab-case, equals the entry-point name.
+        summary: one line for `onnxnas passes`.
+        order: rewrites of one candidate are applied in ascending order of this, then in the
+            order of `find_sites`. Structure first, widths next, kernels last.
+        min_opset: on models of an older opset the pass declines everything.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    order: ClassVar[int]
+    min_opset: ClassVar[int] = 9
+
+    @abstractmethod
+    def find_sites(self, graph: Any, target: Target, why: Why) -> Iterable[Site]:
+        """Places in the graph, in topological order. Pure and deterministic.
+
+        Args:
+            graph: `gs.Graph` with inferred shapes (dimensions may be symbols or None); must
+                not be changed.
+            target: whose card says which choices are worth offering.
+            why: takes the reason for every place that looked right but is declined.
+        """
+
+    @abstractmethod
+    def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
+        """Apply one choice at one site: structure now, weights as lazy constants.
+
+        Runs on a graph in which sites of earlier order, with other claims, may have been
+        rewritten already; find tensors again by name.
+
+        Raises:
+            SiteGone: it cannot be applied after those.
+        """
