@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxnas.errors import UsageError, VerificationError
 
@@ -32,7 +33,7 @@ class Port:
     shape: Shape
 
 
-class LazyWeight(gs.LazyValues):  # type: ignore[misc]
+class LazyWeight(LazyValues):  # type: ignore[misc]
     """A constant whose values are computed at export, once, and never while costing structure.
 
     Args:
@@ -99,7 +100,7 @@ def to_model(
         provenance: output tensor -> what made the node, written to the node's metadata.
     """
     # graphsurgeon writes a name into a shared proto when it exports: export from a copy.
-    model = gs.export_onnx(graph.copy(), do_type_check=False)
+    model: onnx.ModelProto = gs.export_onnx(graph.copy(), do_type_check=False)
     model.ir_version = max(like.ir_version, 10 if provenance else 4)
     model.producer_name, model.producer_version = like.producer_name, like.producer_version
     model.domain, model.model_version = like.domain, like.model_version
@@ -287,12 +288,13 @@ def _skeleton(graph: Any) -> onnx.ModelProto:
     for tensor in view.tensors().values():
         if isinstance(tensor, gs.Constant) and _is_weight(tensor):
             shape, dtype = tuple(tensor.shape), tensor.export_dtype
-            tensor.to_variable(dtype=dtype, shape=shape)
+            tensor.to_variable(dtype=dtype, shape=shape).type = "tensor_type"
             weights.append(tensor)
         elif isinstance(tensor, gs.Variable) and tensor.inputs:
             tensor.shape, tensor.dtype = None, None
     view.inputs = [*view.inputs, *weights]
-    return gs.export_onnx(view, do_type_check=False)
+    skeleton: onnx.ModelProto = gs.export_onnx(view, do_type_check=False)
+    return skeleton
 
 
 def _is_weight(constant: Any) -> bool:
