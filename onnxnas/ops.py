@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,3 +157,19 @@ def sole_consumer(tensor: Any, graph: Any) -> Any | None:
 def producer(tensor: Any) -> Any | None:
     """The node that writes a tensor, or None for inputs and constants."""
     return tensor.inputs[0] if tensor.inputs else None
+
+
+def macs(node: Any) -> int:
+    """Multiply-accumulates of a node whose tensors have static shapes; 0 for data movement."""
+    if node.op == "Conv":
+        weight = node.inputs[1].shape
+        return math.prod(node.outputs[0].shape) * math.prod(weight[1:])
+    if node.op == "ConvTranspose":
+        weight = node.inputs[1].shape
+        return math.prod(node.inputs[0].shape) * math.prod(weight[1:])
+    if node.op == "MatMul":
+        return math.prod(node.outputs[0].shape) * int(node.inputs[0].shape[-1])
+    if node.op == "Gemm":
+        a = node.inputs[0].shape
+        return math.prod(node.outputs[0].shape) * int(a[0 if node.attrs.get("transA") else 1])
+    return 0
