@@ -162,14 +162,16 @@ def producer(tensor: Any) -> Any | None:
 def macs(node: Any) -> int:
     """Multiply-accumulates of a node whose tensors have static shapes; 0 for data movement."""
     if node.op == "Conv":
-        weight = node.inputs[1].shape
-        return math.prod(node.outputs[0].shape) * math.prod(weight[1:])
+        return _volume(node.outputs[0].shape) * _volume(node.inputs[1].shape[1:])
     if node.op == "ConvTranspose":
-        weight = node.inputs[1].shape
-        return math.prod(node.inputs[0].shape) * math.prod(weight[1:])
+        return _volume(node.inputs[0].shape) * _volume(node.inputs[1].shape[1:])
     if node.op == "MatMul":
-        return math.prod(node.outputs[0].shape) * int(node.inputs[0].shape[-1])
+        return _volume(node.outputs[0].shape) * int(node.inputs[0].shape[-1])
     if node.op == "Gemm":
-        a = node.inputs[0].shape
-        return math.prod(node.outputs[0].shape) * int(a[0 if node.attrs.get("transA") else 1])
+        inner = node.inputs[0].shape[0 if node.attrs.get("transA") else 1]
+        return _volume(node.outputs[0].shape) * int(inner)
     return 0
+
+
+def _volume(shape: Sequence[int]) -> int:
+    return math.prod(int(d) for d in shape)

@@ -206,27 +206,31 @@ class _Greedy:
         """Accept what improves; returns the sites whose gains are no longer known."""
         assert self.baseline is not None
         floor = MIN_GAIN * self.baseline.cycles
-        order = sorted((m for m in gains if gains[m] > floor), key=lambda m: (-gains[m], m))
-        order = [m for m in order if m not in self.current_moves]
-        batch: list[Move] = []
-        for move in order:
-            if not any(self.near[move[0]] & self.near[other[0]] for other in batch):
-                batch.append(move)
-        while batch:
-            (trial,) = self._cost([self._moved(batch)], "combinations")
-            expected = sum(gains[m] for m in batch)
-            real = self.current.cycles - trial.cycles
-            if real > floor and (len(batch) == 1 or real > 0.5 * expected):
-                self.current = trial
-                changed = set().union(*(self.near[m[0]] for m in batch))
-                for move in batch:
-                    gains[move] = 0.0
-                return {s.id for s in self.space if self.near[s.id] & changed}
-            if len(batch) == 1:
-                gains[batch[0]] = real
-                return self._accept(gains)
-            batch = batch[: len(batch) // 2]
+        while batch := self._batch(gains, floor):
+            while True:
+                (trial,) = self._cost([self._moved(batch)], "combinations")
+                real = self.current.cycles - trial.cycles
+                if real > floor and (len(batch) == 1 or real > 0.5 * sum(gains[m] for m in batch)):
+                    self.current = trial
+                    changed = set().union(*(self.near[m[0]] for m in batch))
+                    gains.update(dict.fromkeys(batch, 0.0))
+                    return {s.id for s in self.space if self.near[s.id] & changed}
+                if len(batch) == 1:
+                    gains[batch[0]] = real
+                    break
+                batch = batch[: len(batch) // 2]
         return set()
+
+    def _batch(self, gains: Mapping[Move, float], floor: float) -> list[Move]:
+        """The best improving move, and after it all that do not interact with those before."""
+        batch: list[Move] = []
+        for move in sorted(gains, key=lambda m: (-gains[m], m)):
+            if gains[move] <= floor:
+                break
+            apart = not any(self.near[move[0]] & self.near[other[0]] for other in batch)
+            if apart and move not in self.current_moves:
+                batch.append(move)
+        return batch
 
     def _try_without(self) -> None:
         """Undo decisions that no longer pay beside the later ones."""
