@@ -1,0 +1,114 @@
+"""The recipe: a small text file with the choices that made a result; replays and can be edited."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxnas.errors import UsageError
+from onnxnas.sites import Candidate
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to do to a model, and what it was made with.
+
+    Attributes:
+        target: the sites were found for this target.
+        candidate: the decisions.
+        input_shapes: shapes that were fixed for costing.
+        exactness: of each decision, site id -> class; for people, replay does not need it.
+        tool: name and version of the tool that wrote it.
+        model_sha256: of the model file it was made for; another model is allowed.
+    """
+
+    target: str
+    candidate: Candidate
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    exactness: Mapping[str, str] = field(default_factory=dict)
+    tool: str = ""
+    model_sha256: str = ""
+
+    def to_toml(self) -> str:
+        """The file's text; `from_toml` reads it back to an equal recipe."""
+        lines = [
+            "# Replay with: onnxnas apply MODEL.onnx RECIPE.toml -o OUT.onnx",
+            "# Delete a [[rewrite]] or change its choice to edit; `onnxnas inspect` lists sites.",
+            f"format = {FORMAT}",
+            f"tool = {_text(self.tool)}",
+            f"target = {_text(self.target)}",
+            f"model_sha256 = {_text(self.model_sha256)}",
+        ]
+        if self.input_shapes:
+            lines += ["", "[input_shapes]"]
+            lines += [f"{_text(name)} = {list(s)}" for name, s in self.input_shapes.items()]
+        for site, choice in self.candidate.decisions:
+            lines += ["", "[[rewrite]]", f"site = {_text(site)}", f"choice = {_text(choice)}"]
+            if site in self.exactness:
+                lines.append(f"exactness = {_text(self.exactness[site])}")
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_toml(cls, text: str, where: str = "recipe") -> Recipe:
+        """Read a recipe file's text.
+
+        Raises:
+            UsageError: it is not a recipe; names the place.
+        """
+        try:
+            data: dict[str, Any] = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{where} is not valid TOML: {error}.") from error
+        if data.get("format") != FORMAT:
+            raise UsageError(
+                f"{where} has format {data.get('format')!r}, this version reads format {FORMAT}."
+            )
+        try:
+            decisions: dict[str, str] = {}
+            for row in data.get("rewrite", []):
+                if row["site"] in decisions:
+                    raise UsageError(f"{where} names site {row['site']!r} twice; keep one.")
+                decisions[row["site"]] = row["choice"]
+            return cls(
+                target=data["target"],
+                candidate=Candidate.of(decisions),
+                input_shapes={
+                    n: tuple(int(d) for d in s) for n, s in data.get("input_shapes", {}).items()
+                },
+                exactness={
+                    r["site"]: r["exactness"] for r in data.get("rewrite", []) if "exactness" in r
+                },
+                tool=data.get("tool", ""),
+                model_sha256=data.get("model_sha256", ""),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"{where} is not a recipe: {error!r} is missing or wrong.") from error
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        UsageError: it cannot be read or is not a recipe.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Cannot read recipe {path}: {error}.") from error
+    return Recipe.from_toml(text, str(path))
+
+
+def _text(value: str) -> str:
+    # A JSON string without non-ASCII escapes is a valid TOML basic string, except for DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
