@@ -258,6 +258,24 @@ def check_model(model: onnx.ModelProto) -> None:
         raise VerificationError(f"The model is not valid ONNX: {_first_line(error)}.") from error
 
 
+def set_metadata(model: onnx.ModelProto, values: Mapping[str, str]) -> None:
+    """Set metadata entries of a model; entries of the same key are replaced."""
+    kept = [p for p in model.metadata_props if p.key not in values]
+    pairs = [(p.key, p.value) for p in kept] + list(values.items())
+    del model.metadata_props[:]
+    for key, value in pairs:
+        model.metadata_props.add(key=key, value=value)
+
+
+def count_parameters(graph: Any) -> int:
+    """Number of values in all floating-point constants."""
+    return sum(
+        int(np.prod(t.shape, dtype=np.int64))
+        for t in graph.tensors().values()
+        if isinstance(t, gs.Constant) and np.dtype(t.dtype).kind == "f"
+    )
+
+
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")
