@@ -1,7 +1,7 @@
 """onnxnas: fits a trained ONNX network to the accelerator it has to run on.
 
-    >>> result = onnxnas.optimize("model.onnx", target="ethos-u55-128")
-    >>> result.model, result.to_dict()
+>>> result = onnxnas.optimize("model.onnx", target="ethos-u55-128")
+>>> result.model, result.to_dict()
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxnas.pipeline import Result, apply, optimize, predict
+    from onnxnas.pipeline import apply, optimize, predict
+    from onnxnas.result import Result
 
 __all__ = ["Result", "apply", "optimize", "predict"]
 

@@ -1,4 +1,4 @@
-"""The main job, start to end: a model and a target in; a rewritten, verified model and a report out.
+"""The main job: a model and a target in, a rewritten, verified model and a report out.
 
     load -> normalise -> sites -> search on costs -> rewrite -> verify -> write
 
@@ -12,22 +12,21 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxnas import graph as graphs
-from onnxnas import report
 from onnxnas.calibration import Calibration
-from onnxnas.cost import Cost, CostModel, Target
+from onnxnas.cost import Cost, CostModel
 from onnxnas.errors import UsageError, VerificationError
-from onnxnas.graph import Port
-from onnxnas.loading import load_model, save_model
+from onnxnas.loading import load_model
 from onnxnas.materialize import apply_candidate
 from onnxnas.normalise import normalise
 from onnxnas.pass_contract import Miss, Pass, Why
 from onnxnas.plugins import choose_passes, load_passes, load_target
 from onnxnas.recipe import Recipe, read_recipe
+from onnxnas.result import Network, Result
 from onnxnas.search import Evaluator, LedgerRow, Progress, Trial, greedy
 from onnxnas.sites import Candidate, SearchSpace, Site
 from onnxnas.verify import Verification, find_guilty, verify
@@ -64,81 +63,6 @@ class Prepared:
     cost_model: CostModel
     input_shapes: Mapping[str, tuple[int, ...]]
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Network:
-    """One network and its figures.
-
-    Attributes:
-        parameters: number of constant floating-point values.
-        operators: node count per operator.
-    """
-
-    cost: Cost
-    parameters: int
-    operators: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came out; `to_dict()` is the JSON report.
-
-    Attributes:
-        model: the `onnx.ModelProto` to deploy.
-        original: figures of the cleaned input, the baseline of every claim.
-        optimized: figures of `model`, from a whole-network run of the cost source.
-        ledger: one row per site and choice.
-        search: strategy, seed, evaluations, seconds, why it stopped.
-    """
-
-    model: Any
-    source: str
-    source_sha256: str
-    target: Target
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    input_shapes: Mapping[str, tuple[int, ...]]
-    normalisation: tuple[str, ...]
-    original: Network
-    optimized: Network
-    recipe: Recipe
-    verification: Verification
-    ledger: tuple[LedgerRow, ...] = ()
-    misses: tuple[Miss, ...] = ()
-    trials: tuple[Trial, ...] = ()
-    search: Mapping[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    version: str = __version__
-
-    @property
-    def status(self) -> str:
-        """``improved``, or ``unchanged`` where nothing beat the cleaned original."""
-        return "improved" if self.recipe.candidate.decisions else "unchanged"
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the search."""
-        return self.search.get("stopped") == "interrupted"
-
-    @property
-    def exactness(self) -> str:
-        """The weakest class among the rewrites."""
-        classes = set(self.recipe.exactness.values())
-        return next((c for c in ("retrain", "recovered") if c in classes), "exact")
-
-    def headline(self) -> str:
-        """One line: latency before and after, and what kind of figure it is."""
-        before, after = self.original.cost, self.optimized.cost
-        return (
-            f"{Path(self.source).name} on {self.target.name}: "
-            f"{before.seconds * 1e3:.3f} ms -> {after.seconds * 1e3:.3f} ms "
-            f"({report.change(before.seconds, after.seconds)}, {after.kind})"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values, valid under `onnxnas.report.schema()`."""
-        return report.as_dict(self)
 
 
 def prepare(
@@ -391,37 +315,6 @@ def build(prepared: Prepared, candidate: Candidate, recipe: Recipe) -> Any:
         },
     )
     return model
-
-
-def write(result: Result, output: Path, run_dir: Path) -> None:
-    """Write the model and the run folder's reports; each file whole or not at all.
-
-    Raises:
-        UsageError: a path cannot be written.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Cannot create the run folder {run_dir}: {error.strerror}.") from error
-    for name, text in report.files_of(result).items():
-        write_text(run_dir / name, text)
-    save_model(result.model, output)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it.
-
-    Raises:
-        UsageError: the path cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UsageError(f"Cannot write {path}: {error.strerror}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _verify(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from onnxnas.cost import Cost
 
 if TYPE_CHECKING:
-    from onnxnas.pipeline import Network, Result
+    from onnxnas.result import Network, Result
 
 SCHEMA_VERSION = "1.0"
 LEDGER_COLUMNS = ("pass", "tensor", "choice", "status", "reason", "exactness", "delta_cycles")
@@ -112,7 +112,9 @@ def kernel_dicts(cost: Cost) -> list[dict[str, Any]]:
 
 def kernels_csv(cost: Cost) -> str:
     """The per-kernel table as CSV; unavailable figures are empty, with their reason."""
-    return _csv(KERNEL_COLUMNS, ([row.get(c, "") for c in KERNEL_COLUMNS] for row in kernel_dicts(cost)))
+    return _csv(
+        KERNEL_COLUMNS, ([row.get(c, "") for c in KERNEL_COLUMNS] for row in kernel_dicts(cost))
+    )
 
 
 def ledger_csv(result: Result) -> str:
@@ -182,9 +184,9 @@ def top_kernels(original: Cost, optimized: Cost, count: int = 5) -> list[Row]:
     """The kernels that take longest before or after: output, cycles before, after, change."""
     before = {k.output: k.cycles for k in original.kernels if k.cycles is not None}
     after = {k.output: k.cycles for k in optimized.kernels if k.cycles is not None}
-    heavy = sorted(
-        {*before, *after}, key=lambda o: (-max(before.get(o, 0), after.get(o, 0)), o)
-    )[:count]
+    heavy = sorted({*before, *after}, key=lambda o: (-max(before.get(o, 0), after.get(o, 0)), o))[
+        :count
+    ]
     return [
         (o, _cycles(before.get(o)), _cycles(after.get(o)), change(before.get(o), after.get(o)))
         for o in heavy
@@ -213,7 +215,9 @@ def markdown(result: Result) -> str:
         "The original is the cleaned input (constants folded, batch norms folded), so that "
         "clean-up does not count as a gain.",
         "",
-        *_table(("", "original", "result", "change"), summary_rows(result.original, result.optimized)),
+        *_table(
+            ("", "original", "result", "change"), summary_rows(result.original, result.optimized)
+        ),
         "",
         "## What was applied",
         "",

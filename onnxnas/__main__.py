@@ -1,0 +1,5 @@
+"""`python -m onnxnas`."""
+
+from onnxnas.cli import main
+
+main()

@@ -1,0 +1,198 @@
+"""What the command line prints: tables on stdout, progress and warnings on stderr."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from onnxnas import report
+
+if TYPE_CHECKING:
+    from onnxnas.pass_contract import Pass
+    from onnxnas.pipeline import Prepared
+    from onnxnas.plugins import Broken
+    from onnxnas.result import Network, Result
+    from onnxnas.verify import Verification
+
+_EVERY_S = 5.0
+"""Seconds between two progress lines where there is no terminal."""
+
+
+class Progress:
+    """A bar on a terminal, plain lines now and then elsewhere; on stderr.
+
+    Call it with (what, done, total); use it as a context manager.
+    """
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bar = (
+            RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=console,
+                transient=True,
+            )
+            if console.is_terminal
+            else None
+        )
+        self._task: Any = None
+        self._last = ("", 0.0)
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=1)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self._bar:
+            self._bar.update(self._task, description=what, completed=done, total=total)
+            return
+        now = time.monotonic()
+        if what != self._last[0] or now - self._last[1] > _EVERY_S:
+            counted = f" {done}/{total}" if total > 1 else ""
+            print(f"{what}{counted}", file=sys.stderr, flush=True)
+            self._last = (what, now)
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def show_result(result: Result, output: Path, run_dir: Path, command: Sequence[str]) -> None:
+    """The one-screen summary."""
+    print(result.headline())
+    _print(
+        _table(
+            ("", "original", "result", "change"),
+            report.summary_rows(result.original, result.optimized),
+        )
+    )
+    applied = report.applied_lines(result)
+    print("applied: " + ("; ".join(applied) or "nothing, no choice pays on this target"))
+    print(f"exactness: {result.exactness}; {result.verification.lines()[-1]}")
+    heavy = report.top_kernels(result.original.cost, result.optimized.cost)
+    _print(_table(("top kernels, cycles", "original", "result", "change"), heavy))
+    print(f"model:  {output}\nreport: {run_dir}/report.md (and recipe.toml, ledger.csv, ...)")
+    print(f"repeat: onnxnas {shlex.join(command)}")
+
+
+def show_plan(prepared: Prepared) -> None:
+    """What an optimise run would do."""
+    show_sites(prepared, why=False)
+    choices = sum(len(s.choices) for s in prepared.space)
+    print(
+        f"plan: cost the cleaned model on {prepared.cost_model.target.name}, each of {choices} "
+        "choices alone, then combinations of those that pay; verify; write. Nothing was done."
+    )
+
+
+def show_sites(prepared: Prepared, why: bool) -> None:
+    """Sites per pass and, if wanted, declined places."""
+    for step in prepared.steps:
+        print(f"cleaned: {step}")
+    sites = [(s.pass_name, s.tensor, ", ".join(c.label for c in s.choices)) for s in prepared.space]
+    _print(_table(("pass", "site (output tensor)", "choices besides keep"), sites, numbers=False))
+    print(
+        f"{len(prepared.space)} sites, {prepared.space.size():.3g} combinations; "
+        f"{len(prepared.misses)} places declined" + ("" if why else " (--why lists them)")
+    )
+    if why:
+        misses = [(m.pass_name, m.tensor, m.reason) for m in prepared.misses]
+        _print(_table(("pass", "place", "declined because"), misses, numbers=False))
+
+
+def show_network(prepared: Prepared, network: Network) -> None:
+    """The figures of one network and its kernels."""
+    cost, target = network.cost, prepared.cost_model.target
+    print(f"{prepared.name} on {target.name} ({target.title}); figures of kind {cost.kind}")
+    rows = [
+        (k.output, k.op, *_figures(k.cycles, cost.cycles, k.reason), f"{k.macs:,}")
+        for k in cost.kernels
+    ]
+    _print(_table(("kernel (output tensor)", "op", "cycles", "share", "MACs"), rows))
+    peak = ", ".join(f"{name} {report.size(b)}" for name, b in cost.peak_bytes.items())
+    print(
+        f"total {cost.cycles:,.0f} cycles, {cost.seconds * 1e3:.3f} ms, {cost.macs:,} MACs; "
+        f"peak {peak}"
+    )
+    if cost.unavailable:
+        warn(f"{len(cost.unavailable)} kernels have no figure and are in no total")
+
+
+def show_verification(verification: Verification) -> None:
+    """The verdict and what it rests on."""
+    print("\n".join(verification.lines()))
+
+
+def show_passes(loaded: Mapping[str, Pass], broken: Sequence[Broken]) -> None:
+    """Passes in the order they are applied."""
+    rows = [(p.name, p.summary) for p in loaded.values()]
+    rows += [(b.name, f"cannot be loaded ({b.owner}): {b.reason}") for b in broken]
+    _print(_table(("pass", "what it does"), rows, numbers=False))
+
+
+def show_targets(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Targets by name."""
+    table = [
+        (r["name"], r["broken"], "", "")
+        if "broken" in r
+        else (r["name"], r["title"], r["backend"], r["kind"])
+        for r in rows
+    ]
+    _print(_table(("target", "title", "backend", "figures are"), table, numbers=False))
+
+
+def show_card(card: Mapping[str, Any]) -> None:
+    """One target's card, a line a field."""
+    for key, value in card.items():
+        if isinstance(value, Mapping):
+            print(f"{key}:")
+            for inner, text in value.items():
+                print(f"  {inner}: {text}")
+        else:
+            print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def _figures(cycles: float | None, total: float, reason: str) -> tuple[str, str]:
+    if cycles is None:
+        return f"unavailable: {reason}", ""
+    return f"{cycles:,.0f}", f"{cycles / total:.1%}" if total else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for i, name in enumerate(head):
+        table.add_column(name, justify="right" if numbers and i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    return table
+
+
+def _print(table: Table) -> None:
+    # Off a terminal lines are not wrapped: a table cut at 80 columns cannot be searched.
+    console = Console(highlight=False)
+    console.print(table, width=None if console.is_terminal else 200)

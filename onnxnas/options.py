@@ -1,0 +1,122 @@
+"""Options the verbs share: their types, and the readers of their text forms."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from onnxnas.calibration import Calibration
+
+ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.")]
+TargetOpt = Annotated[str, typer.Option("--target", "-t", help="Name from `onnxnas target list`.")]
+PassesOpt = Annotated[
+    str | None, typer.Option("--passes", help="Only these passes, comma-separated.")
+]
+SkipOpt = Annotated[str | None, typer.Option("--skip", help="Not these passes, comma-separated.")]
+ShapeOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-shape",
+        metavar="NAME:1,3,224,224",
+        help="Fix an input's shape for costing; the exported model keeps it dynamic. Repeatable.",
+    ),
+]
+CalibrationOpt = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="Inputs to verify on: .npy, .npz or a folder of images."),
+]
+MeanOpt = Annotated[
+    str, typer.Option(help="Image preprocessing: (pixel - mean) / scale; one value or three.")
+]
+ScaleOpt = Annotated[str, typer.Option(help="See --mean.")]
+LayoutOpt = Annotated[str, typer.Option(help="Of the model's image input: nchw or nhwc.")]
+ChannelOpt = Annotated[str, typer.Option(help="Of the model's image input: rgb or bgr.")]
+SeedOpt = Annotated[int, typer.Option(help="Of everything random.")]
+JsonOpt = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Also write the report as JSON.")
+]
+OutOpt = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Result file [default: MODEL-TARGET.onnx here]."),
+]
+DEFAULT_TARGET = "ethos-u55-128"
+
+
+def outputs(
+    model: Path, target: str, output: Path | None, run_dir: Path | None
+) -> tuple[Path, Path]:
+    if output is None:
+        output = run_dir / "result.onnx" if run_dir else Path(f"{model.stem}-{target}.onnx")
+    return output, run_dir or output.with_suffix(".run")
+
+
+def names(text: str | None) -> list[str] | None:
+    return None if text is None else [n.strip() for n in text.split(",") if n.strip()]
+
+
+def shapes_of(model: Path, texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    from onnxnas.loading import load_model, parse_input_shapes
+
+    return parse_input_shapes(texts, load_model(model)) if texts else {}
+
+
+def calibration_of(
+    model: Path,
+    path: Path | None,
+    mean: str,
+    scale: str,
+    layout: str,
+    channel_order: str,
+    shapes: dict[str, tuple[int, ...]],
+) -> Calibration | None:
+    if path is None:
+        return None
+    from onnxnas.calibration import load_calibration
+    from onnxnas.graph import contract
+    from onnxnas.loading import load_model
+
+    return load_calibration(
+        path,
+        contract(load_model(model))[0],
+        mean=mean,
+        scale=scale,
+        layout=layout,
+        channel_order=channel_order,
+        input_shapes=shapes,
+    )
+
+
+def seconds(text: str | None) -> float | None:
+    from onnxnas.errors import UsageError
+
+    if text is None:
+        return None
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        total = float(number) * units[unit]
+    except ValueError:
+        total = -1.0
+    if not 0 <= total < float("inf"):
+        raise UsageError(
+            f"Cannot read --budget {text!r}: write seconds, minutes or hours as 90s, 10m, 1h."
+        )
+    return seconds
+
+
+def write_json(to: str, data: Any) -> None:
+    write_to(to, json.dumps(data, indent=2) + "\n")
+
+
+def write_to(to: str, text: str) -> None:
+    if to == "-":
+        sys.stdout.write(text)
+    else:
+        from onnxnas.result import write_text
+
+        write_text(Path(to), text)

@@ -1,0 +1,126 @@
+"""What the main job hands back: the model, its figures, how they came about; and writing it all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxnas import report
+from onnxnas.cost import Cost, Target
+from onnxnas.errors import UsageError
+from onnxnas.graph import Port
+from onnxnas.loading import save_model
+from onnxnas.pass_contract import Miss
+from onnxnas.recipe import Recipe
+from onnxnas.search import LedgerRow, Trial
+from onnxnas.verify import Verification
+from onnxnas.version import __version__
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network and its figures.
+
+    Attributes:
+        parameters: number of constant floating-point values.
+        operators: node count per operator.
+    """
+
+    cost: Cost
+    parameters: int
+    operators: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out; `to_dict()` is the JSON report.
+
+    Attributes:
+        model: the `onnx.ModelProto` to deploy.
+        original: figures of the cleaned input, the baseline of every claim.
+        optimized: figures of `model`, from a whole-network run of the cost source.
+        ledger: one row per site and choice.
+        search: strategy, seed, evaluations, seconds, why it stopped.
+    """
+
+    model: Any
+    source: str
+    source_sha256: str
+    target: Target
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    input_shapes: Mapping[str, tuple[int, ...]]
+    normalisation: tuple[str, ...]
+    original: Network
+    optimized: Network
+    recipe: Recipe
+    verification: Verification
+    ledger: tuple[LedgerRow, ...] = ()
+    misses: tuple[Miss, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    search: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    version: str = __version__
+
+    @property
+    def status(self) -> str:
+        """``improved``, or ``unchanged`` where nothing beat the cleaned original."""
+        return "improved" if self.recipe.candidate.decisions else "unchanged"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the search."""
+        return self.search.get("stopped") == "interrupted"
+
+    @property
+    def exactness(self) -> str:
+        """The weakest class among the rewrites."""
+        classes = set(self.recipe.exactness.values())
+        return next((c for c in ("retrain", "recovered") if c in classes), "exact")
+
+    def headline(self) -> str:
+        """One line: latency before and after, and what kind of figure it is."""
+        before, after = self.original.cost, self.optimized.cost
+        return (
+            f"{Path(self.source).name} on {self.target.name}: "
+            f"{before.seconds * 1e3:.3f} ms -> {after.seconds * 1e3:.3f} ms "
+            f"({report.change(before.seconds, after.seconds)}, {after.kind})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values, valid under `onnxnas.report.schema()`."""
+        return report.as_dict(self)
+
+    def write(self, output: Path, run_dir: Path) -> None:
+        """Write the model and the run folder's reports; each file whole or not at all.
+
+        Raises:
+            UsageError: a path cannot be written.
+        """
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"Cannot create the run folder {run_dir}: {error.strerror}."
+            ) from error
+        for name, text in report.files_of(self).items():
+            write_text(run_dir / name, text)
+        save_model(self.model, output)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it.
+
+    Raises:
+        UsageError: the path cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"Cannot write {path}: {error.strerror}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
