@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnxnas.graph import values_of
 
@@ -175,3 +176,24 @@ def macs(node: Any) -> int:
 
 def _volume(shape: Sequence[int]) -> int:
     return math.prod(int(d) for d in shape)
+
+
+def merge_groups(weight: NDArray[Any], group: int, new_group: int) -> NDArray[Any]:
+    """Weights of the same convolution written with fewer groups: zeros where channels do not meet.
+
+    Args:
+        weight: [out_channels, in_channels / group, ...].
+        group: number of groups of `weight`.
+        new_group: number of groups wanted; divides `group`.
+
+    Returns:
+        A new array [out_channels, in_channels / new_group, ...].
+    """
+    per_group, merged = weight.shape[1], group // new_group
+    result = np.zeros((weight.shape[0], per_group * merged, *weight.shape[2:]), weight.dtype)
+    for index, (new, old) in enumerate(
+        zip(np.split(result, group), np.split(weight, group), strict=True)
+    ):
+        start = index % merged * per_group
+        new[:, start : start + per_group] = old
+    return result
