@@ -268,7 +268,7 @@ def target_list(json_to: JsonOpt = None) -> None:
     """List the installed targets."""
     from onnxnas import console
     from onnxnas.errors import UsageError
-    from onnxnas.plugins import load_target
+    from onnxnas.plugins import load_target, target_names
 
     rows: list[dict[str, Any]] = []
     for name in target_names():

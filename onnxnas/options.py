@@ -106,7 +106,7 @@ def seconds(text: str | None) -> float | None:
         raise UsageError(
             f"Cannot read --budget {text!r}: write seconds, minutes or hours as 90s, 10m, 1h."
         )
-    return seconds
+    return total
 
 
 def write_json(to: str, data: Any) -> None:

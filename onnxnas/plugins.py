@@ -7,6 +7,7 @@ plug-ins of one name are an error that names both owners.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
@@ -74,7 +75,7 @@ def load_target(name: str) -> CostModel:
 
 
 def choose_passes(
-    passes: dict[str, Pass], only: list[str] | None, skip: list[str] | None
+    passes: Mapping[str, Pass], only: Sequence[str] | None, skip: Sequence[str] | None
 ) -> list[Pass]:
     """The passes a user asked for, order kept.
 
