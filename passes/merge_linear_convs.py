@@ -216,8 +216,8 @@ def _second_bias(second: Conv) -> NDArray[Any]:
 
 def _merged_bias(first: Conv, second: Conv) -> NDArray[Any]:
     """[out], where every tap of the second kernel sees the first bias."""
-    added: NDArray[Any] = _bias_per_tap(first, second).sum(axis=(1, 2))
-    return _second_bias(second) + added
+    bias: NDArray[Any] = _second_bias(second) + _bias_per_tap(first, second).sum(axis=(1, 2))
+    return bias
 
 
 def _border_plane(first: Conv, second: Conv, sizes: tuple[int, ...]) -> NDArray[Any]:
