@@ -6,7 +6,7 @@ works on plain `onnx_graphsurgeon.Graph`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,14 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from onnxnas.errors import UsageError, VerificationError
+from onnxnas.errors import UsageError, VerificationError, unknown_name
+from onnxnas.protos import (
+    MAX_PROTO_BYTES,
+    first_line,
+    weight_bytes,
+    without_weights,
+)
+from onnxnas.roundtrip import NODE_METADATA_SINCE_IR, export_graph, import_graph, restore
 
 Shape = tuple[int | str | None, ...]
 _SMALL = 1024
@@ -26,11 +33,25 @@ shapes, axes or indices. Larger ones are weights, whose values no shape depends 
 
 @dataclass(frozen=True)
 class Port:
-    """One graph input or output: what a caller of the model relies on."""
+    """One graph input or output: what a caller of the model relies on.
+
+    Attributes:
+        name: as in the file.
+        dtype: ``float``, ``int64``, ...; ``sequence(float)`` and the like for what is no tensor.
+        shape: sizes, symbols, and None where open; None for a tensor of unknown rank.
+    """
 
     name: str
     dtype: str
-    shape: Shape
+    shape: Shape | None
+
+    def __str__(self) -> str:
+        dims = (
+            "?"
+            if self.shape is None
+            else ",".join("?" if d is None else str(d) for d in self.shape)
+        )
+        return f"{self.name}: {self.dtype}[{dims}]"
 
 
 class LazyWeight(LazyValues):  # type: ignore[misc]
@@ -83,9 +104,29 @@ def values_of(constant: Any) -> NDArray[Any]:
 
 
 def from_model(model: onnx.ModelProto) -> Any:
-    """Import a model with the shapes of all its tensors inferred, as `gs.Graph`."""
-    graph = gs.import_onnx(model)
-    infer_shapes(graph)
+    """Import a model with the shapes of all its tensors inferred, as `gs.Graph`.
+
+    Raises:
+        UnsupportedError: the model holds something that would be lost or changed on the way.
+        UsageError: its operators contradict each other's shapes or types.
+    """
+    graph = import_graph(model)
+    tensors = graph.tensors()
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
+        tensor = tensors.get(value.name)
+        if not isinstance(tensor, gs.Variable):
+            continue
+        if value.type.WhichOneof("value") == "tensor_type":
+            # graphsurgeon prefers a duplicate entry in value_info to the declared contract.
+            shape = _shape(value)
+            tensor.shape = None if shape is None else list(shape)
+        else:
+            # Copies would turn sequences into tensors; `to_model` restores those of the contract.
+            tensor.dtype, tensor.shape = None, None
+    try:
+        infer_shapes(graph)
+    except Exception as error:
+        raise UsageError(f"The model contradicts itself: {first_line(error)}.") from error
     return graph
 
 
@@ -96,31 +137,22 @@ def to_model(
 
     Args:
         graph: `gs.Graph`; is not changed.
-        like: the model the graph was imported from: IR version, metadata, node documentation.
-        provenance: output tensor -> what made the node, written to the node's metadata.
+        like: the model the graph was imported from: contract, IR version, metadata, functions,
+            documentation. Training information is not taken over: it names weights.
+        provenance: output tensor -> what made the node, written to the node's metadata, or in
+            files older than IR 10, which have none, to its documentation.
     """
-    # graphsurgeon writes a name into a shared proto when it exports: export from a copy.
-    model: onnx.ModelProto = gs.export_onnx(graph.copy(), do_type_check=False)
-    model.ir_version = max(like.ir_version, 10 if provenance else 4)
-    model.producer_name, model.producer_version = like.producer_name, like.producer_version
-    model.domain, model.model_version = like.domain, like.model_version
-    model.doc_string = like.doc_string
-    model.metadata_props.extend(like.metadata_props)
-    model.graph.doc_string = like.graph.doc_string
-    model.graph.metadata_props.extend(like.graph.metadata_props)
-    original = {output: node for node in like.graph.node for output in node.output if output}
+    model = export_graph(graph)
+    restore(model, like)
+    made = provenance or {}
     for node in model.graph.node:
-        made_by = (
-            next((provenance[o] for o in node.output if o in provenance), None)
-            if (provenance)
-            else None
-        )
-        source = original.get(node.output[0]) if node.output else None
-        if source is not None and source.op_type == node.op_type:
-            node.doc_string = source.doc_string
-            node.metadata_props.extend(source.metadata_props)
-        if made_by:
-            node.metadata_props.add(key="onnxnas.rewrite", value=made_by)
+        made_by = next((made[o] for o in node.output if o in made), None)
+        if made_by is None:
+            continue
+        if model.ir_version >= NODE_METADATA_SINCE_IR:
+            set_metadata(node, {"onnxnas.rewrite": made_by})
+        else:
+            node.doc_string = f"{node.doc_string}\nonnxnas.rewrite: {made_by}".strip()
     return model
 
 
@@ -193,7 +225,7 @@ def _infer_or_refuse(view: Any) -> None:
     except Exception as error:
         sizes = ", ".join(f"{t.name}:{','.join(map(str, t.shape))}" for t in view.inputs)
         raise UsageError(
-            f"The model does not accept inputs of shape {sizes}: {_first_line(error)}; "
+            f"The model does not accept inputs of shape {sizes}: {first_line(error)}; "
             "give shapes it accepts with --input-shape name:1,3,224,224."
         ) from error
 
@@ -236,6 +268,37 @@ def is_static(dimension: object) -> bool:
     return isinstance(dimension, int) and dimension > 0
 
 
+def parse_input_shapes(texts: Iterable[str], model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Input shapes from texts like ``name:1,3,224,224``; the name may be left out if there is one.
+
+    Raises:
+        UsageError: a text cannot be read, names no input, or contradicts the declared shape.
+    """
+    inputs = {port.name: port for port in contract(model)[0]}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, colon, dims = text.rpartition(":")
+        if not colon and len(inputs) == 1:
+            name = next(iter(inputs))
+        elif not colon:
+            raise UsageError(f"Cannot read --input-shape {text!r}: write name:1,3,224,224.")
+        if name not in inputs:
+            raise unknown_name("input", name, inputs)
+        if name in shapes:
+            raise UsageError(f"--input-shape gives input {name!r} twice.")
+        try:
+            shape = tuple(int(d) for d in dims.split(",")) if dims.strip() else ()
+        except ValueError as error:
+            raise UsageError(
+                f"Cannot read --input-shape {text!r}: sizes are whole numbers, "
+                f"e.g. {name}:1,3,224,224."
+            ) from error
+        if any(d < 1 for d in shape):
+            raise UsageError(f"Cannot use --input-shape {text!r}: every size is at least 1.")
+        shapes[name] = resolve_shape(inputs[name], {name: shape})
+    return shapes
+
+
 def contract(model: onnx.ModelProto) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """Inputs (initializers not counted) and outputs of a model, in order."""
     constants = {t.name for t in model.graph.initializer}
@@ -246,25 +309,31 @@ def contract(model: onnx.ModelProto) -> tuple[tuple[Port, ...], tuple[Port, ...]
     )
 
 
-def check_model(model: onnx.ModelProto) -> None:
-    """ONNX checker with strict shape inference.
+def check_model(model: onnx.ModelProto, *, full: bool = True) -> None:
+    """ONNX checker; a model too large to be serialised is checked without its weights.
+
+    Args:
+        model: is not changed.
+        full: also run strict shape inference.
 
     Raises:
         VerificationError: the model is not valid; the message is the checker's.
     """
+    if weight_bytes(model) > MAX_PROTO_BYTES:
+        model = without_weights(model)
     try:
-        onnx.checker.check_model(model, full_check=model.ByteSize() < (1 << 31) - 1)
+        onnx.checker.check_model(model, full_check=full)
     except Exception as error:
-        raise VerificationError(f"The model is not valid ONNX: {_first_line(error)}.") from error
+        raise VerificationError(f"The model is not valid ONNX: {first_line(error)}.") from error
 
 
-def set_metadata(model: onnx.ModelProto, values: Mapping[str, str]) -> None:
-    """Set metadata entries of a model; entries of the same key are replaced."""
-    kept = [p for p in model.metadata_props if p.key not in values]
+def set_metadata(holder: onnx.ModelProto | onnx.NodeProto, values: Mapping[str, str]) -> None:
+    """Set metadata entries of a model or node; entries of the same key are replaced."""
+    kept = [p for p in holder.metadata_props if p.key not in values]
     pairs = [(p.key, p.value) for p in kept] + list(values.items())
-    del model.metadata_props[:]
+    del holder.metadata_props[:]
     for key, value in pairs:
-        model.metadata_props.add(key=key, value=value)
+        holder.metadata_props.add(key=key, value=value)
 
 
 def count_parameters(graph: Any) -> int:
@@ -276,17 +345,25 @@ def count_parameters(graph: Any) -> int:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
-
-
 def _port(value: onnx.ValueInfoProto) -> Port:
-    kind = value.type.WhichOneof("value") or "unknown"
-    if kind != "tensor_type":
-        return Port(value.name, kind, ())
-    dtype = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
-    return Port(value.name, dtype, _shape(value) or ())
+    dtype = type_name(value.type)
+    return Port(value.name, dtype, _shape(value) if value.type.HasField("tensor_type") else None)
+
+
+def type_name(kind: onnx.TypeProto) -> str:
+    """A type in words: ``float``, ``sequence(float)``, ``optional(sequence(int64))``."""
+    field = kind.WhichOneof("value")
+    if field in ("tensor_type", "sparse_tensor_type"):
+        number = getattr(kind, field).elem_type
+        known = number in onnx.TensorProto.DataType.values()
+        name = onnx.TensorProto.DataType.Name(number).lower() if known else str(number)
+        return name if field == "tensor_type" else f"sparse({name})"
+    if field in ("sequence_type", "optional_type"):
+        return f"{field.removesuffix('_type')}({type_name(getattr(kind, field).elem_type)})"
+    if field == "map_type":
+        key = onnx.TensorProto.DataType.Name(kind.map_type.key_type).lower()
+        return f"map({key}, {type_name(kind.map_type.value_type)})"
+    return "opaque" if field else "unknown"
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape | None:
@@ -311,8 +388,7 @@ def _skeleton(graph: Any) -> onnx.ModelProto:
         elif isinstance(tensor, gs.Variable) and tensor.inputs:
             tensor.shape, tensor.dtype = None, None
     view.inputs = [*view.inputs, *weights]
-    skeleton: onnx.ModelProto = gs.export_onnx(view, do_type_check=False)
-    return skeleton
+    return export_graph(view)
 
 
 def _is_weight(constant: Any) -> bool:

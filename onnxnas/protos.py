@@ -1,0 +1,95 @@
+"""Walking and measuring raw ONNX protos, without copying the weights in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import onnx
+from google.protobuf.message import Message
+
+M = TypeVar("M", bound=Message)
+
+MAX_PROTO_BYTES = 2_000_000_000
+"""A protobuf cannot be serialised from 2^31 bytes on; the rest is room for everything that is
+not a weight."""
+
+_SUB_BYTE_BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
+
+
+def walk(message: Message, kind: type[M]) -> Iterator[M]:
+    """Every message of one kind inside another: in subgraphs, functions and attributes too."""
+    for field, value in message.ListFields():
+        if field.type != field.TYPE_MESSAGE:
+            continue
+        for child in [value] if isinstance(value, Message) else value:
+            if isinstance(child, kind):
+                yield child
+            if not isinstance(child, onnx.TensorProto):
+                yield from walk(child, kind)
+
+
+def copy_without(message: M, *skipped: str) -> M:
+    """A copy that lacks some top-level fields; what is skipped is never touched."""
+    copy: M = type(message)()
+    for field, value in message.ListFields():
+        if field.name in skipped:
+            continue
+        if isinstance(value, Message):
+            getattr(copy, field.name).CopyFrom(value)
+        elif hasattr(value, "extend"):
+            getattr(copy, field.name).extend(value)
+        else:
+            setattr(copy, field.name, value)
+    return copy
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Size of a tensor's data as ``raw_data``, in bytes; None for strings and unknown types."""
+    kinds = onnx.TensorProto.DataType
+    if tensor.data_type not in kinds.values() or tensor.data_type in (
+        onnx.TensorProto.UNDEFINED,
+        onnx.TensorProto.STRING,
+    ):
+        return None
+    count = math.prod(tensor.dims)
+    bits = _SUB_BYTE_BITS.get(kinds.Name(tensor.data_type))
+    if bits is not None:
+        return int(-(-count * bits // 8))
+    return int(count) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Size of all initializers of the main graph, in bytes."""
+    return sum(tensor_bytes(tensor) or 0 for tensor in model.graph.initializer)
+
+
+def without_weights(model: onnx.ModelProto, threshold: int = 1 << 16) -> onnx.ModelProto:
+    """A copy in which initializers of `threshold` bytes or more are graph inputs instead.
+
+    Stands in for a model too large to be serialised where only its structure matters.
+    """
+    light = copy_without(model, "graph")
+    light.graph.CopyFrom(copy_without(model.graph, "initializer"))
+    inputs = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if (tensor_bytes(tensor) or 0) < threshold:
+            light.graph.initializer.add().CopyFrom(tensor)
+        elif tensor.name not in inputs:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return light
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without its full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+def attribute_kind(attribute: onnx.AttributeProto) -> Any:
+    """Name of an attribute's type, e.g. ``TYPE_PROTO``."""
+    kinds = onnx.AttributeProto.AttributeType
+    return kinds.Name(attribute.type) if attribute.type in kinds.values() else attribute.type
