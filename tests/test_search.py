@@ -1,0 +1,120 @@
+"""The greedy search against brute force on small spaces, its budget, its order, its ledger."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import models
+import pytest
+from fakes import TARGET, ToyCostModel
+
+from onnxnas.cost import Cost
+from onnxnas.errors import UsageError
+from onnxnas.graph import from_model
+from onnxnas.pass_contract import Why
+from onnxnas.passes.depthwise_to_standard import DepthwiseToStandard
+from onnxnas.search import Evaluator, greedy
+from onnxnas.sites import Candidate, SearchSpace
+
+
+def evaluator(cost_model: ToyCostModel | None = None, blocks: int = 3) -> Evaluator:
+    b = models.ModelBuilder([1, 8, 12, 12])
+    y = b.x
+    for hidden in (16, 48, 160)[:blocks]:  # dense pays in the first, nothing does in the last
+        y = b.ibn(y, 8, hidden, 8)
+    graph = from_model(b.build(y))
+    pass_ = DepthwiseToStandard()
+    sites = tuple(pass_.find_sites(graph, TARGET, Why(pass_.name)))
+    return Evaluator(
+        graph, SearchSpace(sites), {pass_.name: pass_}, cost_model or ToyCostModel(), {}
+    )
+
+
+def all_candidates(space: SearchSpace) -> list[Candidate]:
+    labels = [["keep", *(c.label for c in site.choices)] for site in space]
+    ids = [site.id for site in space]
+    return [
+        Candidate.of(dict(zip(ids, combination, strict=True)))
+        for combination in itertools.product(*labels)
+    ]
+
+
+def test_greedy_finds_what_brute_force_finds() -> None:
+    ev = evaluator()
+    candidates = all_candidates(ev.space)
+    assert len(candidates) == ev.space.size() > 20
+    best = min(t.cycles for t in ev.evaluate(candidates))
+    found = greedy(evaluator())
+    assert found.best.cycles == best < found.baseline.cycles
+    assert found.stopped == "converged"
+
+
+def test_greedy_is_deterministic_and_never_costs_a_candidate_twice() -> None:
+    toy = ToyCostModel()
+    first, second = greedy(evaluator(toy)), greedy(evaluator())
+    assert first.best.candidate == second.best.candidate
+    assert [t.candidate for t in first.trials] == [t.candidate for t in second.trials]
+    assert toy.calls == len(first.trials) == len({t.candidate for t in first.trials})
+
+
+def test_the_ledger_has_one_row_per_choice_with_a_reason() -> None:
+    ev = evaluator()
+    found = greedy(ev)
+    rows = {(f"{r.pass_name}@{r.tensor}", r.choice): r for r in found.ledger}
+    assert set(rows) == {(s.id, c.label) for s in ev.space for c in s.choices}
+    applied = {key for key, row in rows.items() if row.status == "applied"}
+    assert applied == set(found.best.candidate.decisions)
+    assert all(row.reason for row in rows.values())
+    assert {row.status for row in rows.values()} == {"applied", "not chosen"}
+
+
+def test_a_choice_whose_macs_alone_take_longer_is_not_costed() -> None:
+    found = greedy(evaluator())
+    row = next(r for r in found.ledger if "extra MACs" in r.reason)
+    assert row.choice == "dense"
+    assert row.delta_cycles is None
+    assert all(
+        (f"{row.pass_name}@{row.tensor}", "dense") not in t.candidate.decisions
+        for t in found.trials
+    )
+
+
+def test_a_used_up_budget_leaves_the_unchanged_model() -> None:
+    found = greedy(evaluator(), budget_s=0.0)
+    assert found.stopped == "budget"
+    assert found.best == found.baseline
+    assert {r.reason for r in found.ledger if "MACs" not in r.reason} == {
+        "not costed before the search was stopped"
+    }
+
+
+class Interrupting(ToyCostModel):
+    """Ctrl-C after a number of networks."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def cost(self, graph: Any) -> Cost:
+        if self.calls == self.after:
+            raise KeyboardInterrupt
+        return super().cost(graph)
+
+
+def test_an_interrupt_keeps_the_best_so_far() -> None:
+    whole = len(greedy(evaluator()).trials)
+    found = greedy(evaluator(Interrupting(whole - 1)))
+    assert found.stopped == "interrupted"
+    assert found.best.cycles <= found.baseline.cycles
+    with pytest.raises(KeyboardInterrupt):  # nothing is known yet: nothing to keep
+        greedy(evaluator(Interrupting(0)))
+
+
+def test_candidates_of_another_space_are_refused() -> None:
+    ev = evaluator(blocks=1)
+    with pytest.raises(UsageError, match="no site"):
+        ev.evaluate([Candidate.of({"depthwise-to-standard@nowhere": "dense"})])
+    site = next(iter(ev.space))
+    with pytest.raises(UsageError, match="has no choice 'wide'"):
+        ev.evaluate([Candidate.of({site.id: "wide"})])
