@@ -23,7 +23,7 @@ from onnxnas.protos import (
     weight_bytes,
     without_weights,
 )
-from onnxnas.roundtrip import NODE_METADATA_SINCE_IR, export_graph, import_graph, restore
+from onnxnas.roundtrip import export_graph, import_graph, restore
 
 Shape = tuple[int | str | None, ...]
 _SMALL = 1024
@@ -139,20 +139,17 @@ def to_model(
         graph: `gs.Graph`; is not changed.
         like: the model the graph was imported from: contract, IR version, metadata, functions,
             documentation. Training information is not taken over: it names weights.
-        provenance: output tensor -> what made the node, written to the node's metadata, or in
-            files older than IR 10, which have none, to its documentation.
+        provenance: output tensor -> what made the node, written to the node's metadata. Readers
+            of files older than IR 10 skip it, so the IR version stays what the user's runtime
+            reads.
     """
     model = export_graph(graph)
     restore(model, like)
     made = provenance or {}
     for node in model.graph.node:
         made_by = next((made[o] for o in node.output if o in made), None)
-        if made_by is None:
-            continue
-        if model.ir_version >= NODE_METADATA_SINCE_IR:
+        if made_by:
             set_metadata(node, {"onnxnas.rewrite": made_by})
-        else:
-            node.doc_string = f"{node.doc_string}\nonnxnas.rewrite: {made_by}".strip()
     return model
 
 

@@ -12,8 +12,6 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnxnas.errors import UnsupportedError
 from onnxnas.protos import attribute_kind, walk
 
-NODE_METADATA_SINCE_IR = 10
-
 
 def import_graph(model: onnx.ModelProto) -> Any:
     """What `gs.import_onnx` gives, sharing no list with the model.
