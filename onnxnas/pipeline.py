@@ -22,7 +22,7 @@ from onnxnas.cost import Cost, CostModel
 from onnxnas.errors import UsageError, VerificationError
 from onnxnas.loading import load_model
 from onnxnas.materialize import apply_candidate
-from onnxnas.normalise import normalise
+from onnxnas.normalise import Normalised, normalise
 from onnxnas.pass_contract import Miss, Pass, Why
 from onnxnas.plugins import choose_passes, load_passes, load_target
 from onnxnas.recipe import Recipe, read_recipe
@@ -73,6 +73,7 @@ def prepare(
     skip: Sequence[str] | None = None,
     exact_only: bool = False,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    clean: bool = True,
 ) -> Prepared:
     """Load and clean a model, load the target, find every site.
 
@@ -83,6 +84,7 @@ def prepare(
         skip: not these.
         exact_only: leave out choices that are not exact.
         input_shapes: fixes dynamic dimensions for costing and verification.
+        clean: False takes the model exactly as it is.
 
     Raises:
         UsageError: the file, the target, a pass name or a shape cannot be used.
@@ -101,7 +103,7 @@ def prepare(
     shapes = dict(input_shapes or {})
     if unknown := shapes.keys() - {p.name for p in inputs}:
         raise UsageError(f"The model has no input {sorted(unknown)[0]!r}.")
-    cleaned = normalise(source, shapes)
+    cleaned = normalise(source, shapes) if clean else Normalised(source, ("not cleaned",))
     graph = graphs.from_model(cleaned.model)
     shapes = {t.name: graphs.resolve_shape(t, shapes) for t in graph.inputs}
     sites: list[Site] = []
@@ -230,9 +232,10 @@ def predict(
     target: str = DEFAULT_TARGET,
     *,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    clean: bool = True,
 ) -> tuple[Prepared, Network]:
-    """Cost a cleaned model on a target, nothing rewritten."""
-    prepared = prepare(model, target, passes=[], input_shapes=input_shapes)
+    """Cost a model on a target, nothing rewritten; cleaned first unless `clean` is False."""
+    prepared = prepare(model, target, passes=[], input_shapes=input_shapes, clean=clean)
     return prepared, measure(prepared, prepared.graph)
 
 

@@ -282,7 +282,8 @@ def _metric(value: float, unit: str, kind: str) -> dict[str, Any]:
 
 
 def _port(port: Any) -> dict[str, Any]:
-    return {"name": port.name, "dtype": port.dtype, "shape": list(port.shape)}
+    shape = None if port.shape is None else list(port.shape)
+    return {"name": port.name, "dtype": port.dtype, "shape": shape}
 
 
 def _table(head: tuple[str, ...], rows: Iterable[Iterable[str]]) -> list[str]:
