@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxnas.channel_flow import Flow, Ids, Layout, Role
+from onnxnas.channel_rules import RULES
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Coupling:
             graph: `gs.Graph` in topological order, with inferred shapes (the batch and the
                 spatial size may be dynamic).
         """
-        flow = Flow(graph)
+        flow = Flow(graph, RULES)
         groups = _groups(flow)
         by_name = {a.tensor.name: g for g in groups for a in g.tensors if a.whole}
         return cls(groups, frozenset(flow.opaque), by_name)
