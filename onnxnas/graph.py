@@ -81,7 +81,10 @@ class LazyWeight(LazyValues):  # type: ignore[misc]
         """The values, read-only."""
         if self._values is None:
             assert self._compute is not None
-            values = np.ascontiguousarray(self._compute(), dtype=self.dtype).reshape(self.shape)
+            # A copy: no weight of the result shares memory with one of the original.
+            values = np.array(self._compute(), dtype=self.dtype, order="C")
+            if values.shape != self.shape:
+                raise ValueError(f"computed values of shape {values.shape}, not {self.shape}")
             values.flags.writeable = False
             self._values, self._compute = values, None
         return self._values
