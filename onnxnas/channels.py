@@ -63,14 +63,18 @@ def resize_group(rw: Rewriter, group: Group, index_map: Sequence[int]) -> None:
         _restate(rw, node, axes, before, group.size, len(kept))
 
 
+def positions(run: Run, channels: Ids) -> Ids:
+    """Where some of a group's channels lie in an axis."""
+    return (run.start + channels[:, None] * run.repeat + np.arange(run.repeat)).reshape(-1)
+
+
 def picked(length: int, runs: Sequence[Run], size: int, index_map: Ids) -> Ids:
     """For each position of the resized axis, the old position it takes, or `NEW`."""
     parts, end = [], 0
     for run in runs:
         parts.append(np.arange(end, run.start))
-        steps = np.arange(run.repeat)
-        cells = run.start + index_map[:, None] * run.repeat + steps
-        parts.append(np.where(index_map[:, None] == NEW, NEW, cells).reshape(-1))
+        cells = positions(run, index_map)
+        parts.append(np.where(np.repeat(index_map, run.repeat) == NEW, NEW, cells))
         end = run.start + size * run.repeat
     return np.concatenate([*parts, np.arange(end, length)])
 
