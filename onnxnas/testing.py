@@ -160,8 +160,8 @@ def _check_sites(pass_: Pass, graph: Any, model: Any, target: Target) -> SearchS
     ids = [site.id for site in found]
     for site in found:
         _require(site.pass_name == pass_.name, f"{site.id}: its pass is called {pass_.name!r}")
-        _require(ids.count(site.id) == 1, f"{site.id}: two sites have this id")
         _require(site.tensor in tensors, f"{site.id}: the graph has no such tensor")
+        _require(ids.count(site.id) == 1, f"{site.id}: two sites have this id")
         _require(bool(site.choices), f"{site.id}: nothing to choose")
         _require(bool(site.claims), f"{site.id}: claims nothing, so it conflicts with nothing")
         for claim in site.claims:
@@ -169,7 +169,7 @@ def _check_sites(pass_: Pass, graph: Any, model: Any, target: Target) -> SearchS
             whole = _PART.sub("", tensor) if kind == "channels" else tensor
             _require(
                 kind in {"node", "channels"} and bool(tensors.keys() & {tensor, whole}),
-                f"{site.id}: claim {claim!r} is not node:<tensor>, channels:<tensor> or a part of it",
+                f"{site.id}: claim {claim!r} is neither node:<tensor> nor channels:<tensor>",
             )
         labels = [choice.label for choice in site.choices]
         for label in labels:
@@ -233,8 +233,8 @@ class _Case:
     def check_structure(self, space: SearchSpace, candidate: Candidate) -> None:
         """Costing evaluates nothing; the model is valid; only what is declared has changed."""
         graph, read = _with_tripwires(self.graph)
+        old = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Constant)}
         applied = self.apply(graph, space, candidate)
-        old = {t.name: t for t in self.graph.tensors().values() if isinstance(t, gs.Constant)}
         new = [
             t
             for t in applied.graph.tensors().values()

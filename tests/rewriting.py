@@ -6,22 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import onnx
+from fakes import TARGET
 
-from onnxnas.cost import Target
 from onnxnas.graph import check_model, contract, from_model, to_model
 from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Pass, Why
 from onnxnas.sites import Candidate, SearchSpace, Site
-
-TARGET = Target(
-    name="test-npu",
-    title="A target for tests",
-    backend="none",
-    kind="estimate",
-    clock_hz=1e9,
-    macs_per_cycle=128,
-    channel_multiples=(4, 8, 16),
-)
 
 
 def find(pass_: Pass, model: onnx.ModelProto) -> tuple[dict[str, Site], dict[str, str]]:

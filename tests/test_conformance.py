@@ -8,6 +8,7 @@ import models
 import oracle
 import pytest
 import rewriting
+from fakes import TARGET
 
 from onnxnas.graph import from_model, static_view
 from onnxnas.pass_contract import Pass
@@ -26,7 +27,7 @@ def feeds_of(name: str) -> oracle.Feeds:
 
 def check(pass_: Pass, name: str) -> tuple[Site, ...]:
     run = partial(oracle.run, feeds=feeds_of(name))
-    return check_pass(pass_, ZOO[name], rewriting.TARGET, run)
+    return check_pass(pass_, ZOO[name], TARGET, run)
 
 
 def test_everything_registered_can_be_loaded() -> None:
