@@ -93,12 +93,18 @@ class Result:
         """The report as plain JSON values, valid under `onnxnas.report.schema()`."""
         return report.as_dict(self)
 
-    def write(self, output: Path, run_dir: Path) -> None:
+    def write(self, output: str | Path, run_dir: str | Path | None = None) -> None:
         """Write the model and the run folder's reports; each file whole or not at all.
+
+        Args:
+            output: of the model.
+            run_dir: of the reports; by default beside the model, with suffix ``.run``.
 
         Raises:
             UsageError: a path cannot be written.
         """
+        output = Path(output)
+        run_dir = output.with_suffix(".run") if run_dir is None else Path(run_dir)
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
