@@ -6,7 +6,7 @@ works on plain `onnx_graphsurgeon.Graph`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from onnxnas.errors import UsageError, VerificationError, unknown_name
+from onnxnas.errors import UsageError, VerificationError
 from onnxnas.protos import (
     MAX_PROTO_BYTES,
     first_line,
@@ -61,11 +61,18 @@ class LazyWeight(LazyValues):  # type: ignore[misc]
         shape: of the values.
         dtype: of the values.
         compute: returns the values; called at most once over all copies of the graph.
+        density: share of the values that may differ from zero, where the structure says so;
+            lets a cost model guess how well the values will compress.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], compute: Callable[[], NDArray[Any]]
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        compute: Callable[[], NDArray[Any]],
+        density: float = 1.0,
     ) -> None:
+        self.density = density
         self.shape = tuple(int(d) for d in shape)
         self.dtype = np.dtype(dtype)
         self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
@@ -266,37 +273,6 @@ def resolve_shape(tensor: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> t
 def is_static(dimension: object) -> bool:
     """Whether a dimension is a known size (symbols, None and the odd -1 or 0 are not)."""
     return isinstance(dimension, int) and dimension > 0
-
-
-def parse_input_shapes(texts: Iterable[str], model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Input shapes from texts like ``name:1,3,224,224``; the name may be left out if there is one.
-
-    Raises:
-        UsageError: a text cannot be read, names no input, or contradicts the declared shape.
-    """
-    inputs = {port.name: port for port in contract(model)[0]}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        name, colon, dims = text.rpartition(":")
-        if not colon and len(inputs) == 1:
-            name = next(iter(inputs))
-        elif not colon:
-            raise UsageError(f"Cannot read --input-shape {text!r}: write name:1,3,224,224.")
-        if name not in inputs:
-            raise unknown_name("input", name, inputs)
-        if name in shapes:
-            raise UsageError(f"--input-shape gives input {name!r} twice.")
-        try:
-            shape = tuple(int(d) for d in dims.split(",")) if dims.strip() else ()
-        except ValueError as error:
-            raise UsageError(
-                f"Cannot read --input-shape {text!r}: sizes are whole numbers, "
-                f"e.g. {name}:1,3,224,224."
-            ) from error
-        if any(d < 1 for d in shape):
-            raise UsageError(f"Cannot use --input-shape {text!r}: every size is at least 1.")
-        shapes[name] = resolve_shape(inputs[name], {name: shape})
-    return shapes
 
 
 def contract(model: onnx.ModelProto) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -12,8 +12,8 @@ from typing import IO
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
-from onnxnas.errors import UsageError, VerificationError
-from onnxnas.graph import check_model
+from onnxnas.errors import UsageError, VerificationError, unknown_name
+from onnxnas.graph import check_model, contract, resolve_shape
 from onnxnas.protos import (
     MAX_PROTO_BYTES,
     copy_without,
@@ -77,6 +77,37 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     except VerificationError as error:
         raise UsageError(f"{path} is not usable: {error}") from error
     return model
+
+
+def parse_input_shapes(texts: Iterable[str], model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Input shapes from texts like ``name:1,3,224,224``; the name may be left out if there is one.
+
+    Raises:
+        UsageError: a text cannot be read, names no input, or contradicts the declared shape.
+    """
+    inputs = {port.name: port for port in contract(model)[0]}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, colon, dims = text.rpartition(":")
+        if not colon and len(inputs) == 1:
+            name = next(iter(inputs))
+        elif not colon:
+            raise UsageError(f"Cannot read --input-shape {text!r}: write name:1,3,224,224.")
+        if name not in inputs:
+            raise unknown_name("input", name, inputs)
+        if name in shapes:
+            raise UsageError(f"--input-shape gives input {name!r} twice.")
+        try:
+            shape = tuple(int(d) for d in dims.split(",")) if dims.strip() else ()
+        except ValueError as error:
+            raise UsageError(
+                f"Cannot read --input-shape {text!r}: sizes are whole numbers, "
+                f"e.g. {name}:1,3,224,224."
+            ) from error
+        if any(d < 1 for d in shape):
+            raise UsageError(f"Cannot use --input-shape {text!r}: every size is at least 1.")
+        shapes[name] = resolve_shape(inputs[name], {name: shape})
+    return shapes
 
 
 def external_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
