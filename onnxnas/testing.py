@@ -1,7 +1,7 @@
 """Conformance checks any pass or cost model must meet, for authors of plug-ins.
 
     def test_my_pass_keeps_the_contract() -> None:
-        sites = check_pass(MyPass(), model, target, run)
+        sites = check_pass(MyPass(), model, load_target("ethos-u55-128").target)
         assert sites  # it fires on this model
 
 All checks raise AssertionError with a sentence that names the site, the choice and the rule.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +21,17 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxnas.cost import Cost, CostModel, Target
+from onnxnas.difference import OutputDifference
 from onnxnas.errors import VerificationError
 from onnxnas.graph import LazyWeight, check_model, contract, from_model, to_model
 from onnxnas.materialize import Applied, apply_candidate
 from onnxnas.pass_contract import Pass, Why
 from onnxnas.rewriter import SiteGone
+from onnxnas.runtime import Feeds, Session, sample_feeds
 from onnxnas.sites import KEEP, Candidate, SearchSpace, Site
 
-Outputs = Mapping[str, NDArray[Any]]
-Run = Callable[[Any], Outputs]
-"""Runs a model on fixed inputs, always the same, and returns its outputs by name. Switch the
-graph optimisations of the runtime off: they may hide what a rewrite did."""
+Runs = list[dict[str, Any]]
+"""Outputs by name, of one run after another."""
 
 _WEIGHT_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _LABEL = re.compile(r"[a-z0-9]+([-.][a-z0-9]+)*")
@@ -39,7 +39,12 @@ _PART = re.compile(r"\[\d+:\d+\]$")
 
 
 def check_pass(
-    pass_: Pass, model: Any, target: Target, run: Run, *, tolerance: float = 1e-5
+    pass_: Pass,
+    model: Any,
+    target: Target,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
 ) -> tuple[Site, ...]:
     """Check everything the contract of `Pass` asks for, at every site of one model.
 
@@ -47,8 +52,8 @@ def check_pass(
         pass_: the pass.
         model: `onnx.ModelProto`, valid; give it random, non-symmetric weights.
         target: the accelerator whose card the pass reads.
-        run: runs a model.
-        tolerance: of exact choices, relative to the largest magnitude of the original's output.
+        input_shapes: fixes dynamic dimensions other than the first.
+        seed: of the random inputs that outputs are compared on.
 
     Returns:
         The sites found, so that a test can say where the pass must fire.
@@ -62,7 +67,8 @@ def check_pass(
     before = _frozen(graph, model)
     space = _check_sites(pass_, graph, model, target)
     _require(_frozen(graph, model) == before, f"{pass_.name}: find_sites changed the graph")
-    case = _Case(pass_, model, graph, run, run(model), tolerance)
+    feeds = sample_feeds(contract(model)[0], input_shapes or {}, seed)
+    case = _Case(pass_, model, graph, feeds, _run(model, feeds))
     for site in space:
         for choice in site.choices:
             candidate = Candidate.of({site.id: choice.label})
@@ -209,15 +215,14 @@ class _Case:
     """One pass on one model.
 
     Attributes:
-        expected: the original's outputs.
+        expected: the original's outputs on `feeds`.
     """
 
     pass_: Pass
     model: Any
     graph: Any
-    run: Run
-    expected: Outputs
-    tolerance: float
+    feeds: Sequence[Feeds]
+    expected: Runs
 
     def apply(self, graph: Any, space: SearchSpace, candidate: Candidate) -> Applied:
         try:
@@ -280,39 +285,33 @@ class _Case:
                         now.input[i] = old
             _require(now == then, f"{candidate}: changed {node.output[0]!r} without saying so")
 
-    def check_outputs(self, space: SearchSpace, candidate: Candidate) -> Outputs:
+    def check_outputs(self, space: SearchSpace, candidate: Candidate) -> Runs:
         """Outputs are the original's if all choices are exact, and of the same kind if not."""
-        outputs = self.run(self.export(self.apply(self.graph, space, candidate)))
+        outputs = _run(self.export(self.apply(self.graph, space, candidate)), self.feeds)
         exact = all(choice.exactness == "exact" for _, choice in space.decided(candidate))
-        for name, want in self.expected.items():
-            got = outputs[name]
-            _require(
-                got.shape == want.shape and got.dtype == want.dtype,
-                f"{candidate}: output {name!r} is {got.dtype}{list(got.shape)}, "
-                f"not {want.dtype}{list(want.shape)}",
-            )
-            if exact:
-                self._check_close(f"{candidate}: output {name!r}", got, want)
+        for found in _differences(self.expected, outputs):
+            _require(found.ok or not (exact or found.problem), f"{candidate}: {found}")
         return outputs
 
     def check_order(self, space: SearchSpace, candidate: Candidate) -> None:
         """Sites that do not conflict give the same outputs in either order."""
         outputs = self.check_outputs(space, candidate)
         backwards = SearchSpace(tuple(reversed(space.sites)))
-        reverse = self.check_outputs(backwards, candidate)
-        for name, want in outputs.items():
-            self._check_close(f"{candidate}, last site first: output {name!r}", reverse[name], want)
+        for found in _differences(outputs, self.check_outputs(backwards, candidate)):
+            _require(found.ok, f"{candidate}, last site first: {found}")
 
-    def _check_close(self, place: str, got: NDArray[Any], want: NDArray[Any]) -> None:
-        if not np.issubdtype(want.dtype, np.floating):
-            _require(np.array_equal(got, want), f"{place} differs")
-            return
-        largest = float(np.abs(want.astype(np.float64)).max(initial=0.0))
-        worst = float(np.abs(got.astype(np.float64) - want).max(initial=0.0))
-        _require(
-            worst <= self.tolerance * largest,  # not so where worst is NaN
-            f"{place} is off by {worst:.3g}, more than {self.tolerance:g} of {largest:.3g}",
-        )
+
+def _run(model: Any, feeds: Sequence[Feeds]) -> Runs:
+    session = Session(model)
+    return [session.run(feed) for feed in feeds]
+
+
+def _differences(expected: Runs, actual: Runs) -> list[OutputDifference]:
+    found = {name: OutputDifference(name) for name in expected[0]}
+    for want, have in zip(expected, actual, strict=True):
+        for name, difference in found.items():
+            difference.add(want[name], have[name])
+    return list(found.values())
 
 
 def _with_tripwires(graph: Any) -> tuple[Any, list[str]]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import models
 import numpy as np
 import onnx
-import oracle
 import pytest
 from fakes import TARGET, ToyCostModel
 
@@ -30,9 +28,7 @@ def model() -> onnx.ModelProto:
 
 
 def check(pass_: Pass) -> tuple[Site, ...]:
-    original = model()
-    run = partial(oracle.run, feeds=oracle.random_feeds(original))
-    return check_pass(pass_, original, TARGET, run)
+    return check_pass(pass_, model(), TARGET)
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class Aliases(Halves):
 class WritesIntoAConstant(Halves):
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
         super().rewrite(rw, site, choice)
-        rw.node("y").inputs[1].values[0] += 1
+        rw.node("y").inputs[1].values[0] *= np.float32(1.0000002)  # the outputs do not show it
 
 
 class Invalid(Halves):
@@ -183,19 +179,19 @@ class Edited(Halves):
 @pytest.mark.parametrize(
     ("pass_", "message"),
     [
-        (WrongWeight(), "halves@a=halved: output 'y' is off by"),
-        (NotANumber(), "output 'y' is off by nan"),
+        (WrongWeight(), "halves@a=halved: y: largest error"),
+        (NotANumber(), "y: .* NaN or infinite values are not where they were"),
         (WrongShape(), r"computed values of shape .* not \(6, 4, 1, 1\)"),
         (WritesIntoTheWeight(), "read-only"),
         (Eager(), "rewrite evaluated weights: w_1, w_2"),
         (Aliases(), "alias shares its memory with a constant of the original"),
-        (WritesIntoAConstant(), "off by|wrote into the original"),
+        (WritesIntoAConstant(), "wrote into the original"),
         (Invalid(), "not valid ONNX"),
         (Undeclared(), "changed 'y' without saying so"),
         (Nothing(), "no node was made or changed"),
         (OtherOutput(), "no longer those of the original"),
         (Exclusive(), "the other one was here first"),
-        (OrderMatters(), "last site first: output 'y' is off by"),
+        (OrderMatters(), "last site first: y: largest error"),
         (ChangesTheGraph(), "find_sites changed the graph"),
         (Random(), "not deterministic"),
         (Edited(tensor="a"), "halves@a: two sites have this id"),
