@@ -277,7 +277,7 @@ def finish(
     model = build(prepared, candidate, recipe)
     verification = _verify(prepared, model, calibration, seed)
     if not verification.ok:
-        raise VerificationError(_blame(prepared, candidate, recipe, verification, seed))
+        raise VerificationError(_blame(prepared, recipe, verification, calibration, seed))
     report_progress("costing the result", 0, 1)
     original = measure(prepared, prepared.graph)
     optimized = measure(prepared, graphs.from_model(model))
@@ -334,22 +334,21 @@ def _verify(
 
 def _blame(
     prepared: Prepared,
-    candidate: Candidate,
     recipe: Recipe,
     verification: Verification,
+    calibration: Calibration | None,
     seed: int,
 ) -> str:
     """One sentence that names the first rewrite with which the outputs differ."""
-    order = [(s.id, c.label) for s, c in prepared.space.decided(candidate)]
     guilty = find_guilty(
-        order,
+        [(site.id, choice.label) for site, choice in prepared.space.decided(recipe.candidate)],
         lambda decisions: build(prepared, Candidate.of(dict(decisions)), recipe),
-        lambda model: _verify(prepared, model, None, seed).ok,
+        lambda model: _verify(prepared, model, calibration, seed).ok,
     )
     what = "the cleaned model" if guilty is None else f"{guilty[0]}={guilty[1]}"
     return (
         f"The result does not do what the original does ({verification.failure()}); the first "
-        f"guilty rewrite is {what}: leave it out with --skip, nothing was written."
+        f"guilty rewrite is {what}: leave its pass out with --skip; nothing was written."
     )
 
 

@@ -1,0 +1,224 @@
+"""The command line as a user meets it: exit codes, streams, one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import models
+import onnx
+import oracle
+import pytest
+
+from onnxnas import report
+from onnxnas.cli import main
+
+
+def small_model(path: Path, shape: tuple[int | str, ...] = (1, 8, 16, 16)) -> Path:
+    b = models.ModelBuilder(list(shape))
+    y = b.ibn(b.conv(b.x, 8, 12, 3, pads=1), 12, 40, 12)
+    onnx.save(b.build(b.op("GlobalAveragePool", y, out="y")), path)
+    return path
+
+
+def run(*args: str | Path) -> int:
+    """Run the command line in this process; returns the exit code."""
+    argv = sys.argv
+    sys.argv = ["onnxnas", *map(str, args)]
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        sys.argv = argv
+    return end.value.code if isinstance(end.value.code, int) else 1
+
+
+def test_optimize_writes_a_verified_model_and_its_reports(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, out = small_model(tmp_path / "m.onnx"), tmp_path / "out.onnx"
+    assert run("optimize", model, "-o", out, "--json", tmp_path / "r.json") == 0
+    stdout, stderr = capfd.readouterr()
+    assert "m.onnx on ethos-u55-128" in stdout
+    assert "estimate" in stdout
+    assert "each choice alone" in stderr
+    oracle.assert_same_outputs(onnx.load(model), onnx.load(out))
+    names = {p.name for p in (tmp_path / "out.run").iterdir()}
+    assert names == {"recipe.toml", "report.json", "report.md", "trials.jsonl", "ledger.csv"}
+    data = json.loads((tmp_path / "r.json").read_text())
+    jsonschema.validate(data, report.schema())
+    assert data == json.loads((tmp_path / "out.run" / "report.json").read_text())
+    before, after = (data[k]["metrics"]["cycles"]["value"] for k in ("original", "result"))
+    assert after < before
+    assert (data["status"], data["exactness"]) == ("improved", "exact")
+    assert run("verify", model, out) == 0
+    assert (
+        run("apply", model, tmp_path / "out.run" / "recipe.toml", "-o", tmp_path / "again.onnx")
+        == 0
+    )
+    assert (tmp_path / "again.onnx").read_bytes() == out.read_bytes()
+
+
+def test_json_on_stdout_is_the_only_thing_on_stdout(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = small_model(tmp_path / "m.onnx")
+    for args in (
+        ("optimize", model, "-o", tmp_path / "o.onnx"),
+        ("inspect", model),
+        ("predict", model),
+        ("verify", model, model),
+        ("passes",),
+        ("target", "list"),
+        ("target", "show", "ethos-u85-512"),
+    ):
+        assert run(*args, "--json", "-") == 0, args
+        json.loads(capfd.readouterr().out)
+
+
+def test_verify_of_a_changed_weight_ends_with_4(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(small_model(tmp_path / "a.onnx"))
+    weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
+    values = onnx.numpy_helper.to_array(weight) * 1.01
+    weight.CopyFrom(onnx.numpy_helper.from_array(values.astype("float32"), weight.name))
+    onnx.save(model, tmp_path / "b.onnx")
+    assert run("verify", tmp_path / "a.onnx", tmp_path / "b.onnx") == 4
+    assert "y" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["optimize", "missing.onnx"], 2, "missing.onnx"),
+        (["optimize", "."], 2, "director"),
+        (["optimize", "empty.onnx"], 2, "empty"),
+        (["optimize", "photo.onnx"], 2, "JPEG"),
+        (["optimize", "cut.onnx"], 2, "cut.onnx"),
+        (["optimize", "m.onnx", "--target", "ethos-u55-129"], 2, "did you mean 'ethos-u55-128'"),
+        (["optimize", "m.onnx", "--passes", "align-chanels"], 2, "did you mean 'align-channels'"),
+        (["optimize", "m.onnx", "--input-shape", "y:1,3"], 2, "'x'"),
+        (["optimize", "m.onnx", "--input-shape", "x:1,8,16,17"], 2, "does not fit"),
+        (["optimize", "m.onnx", "--input-shape", "x=1"], 2, "name:1,3,224,224"),
+        (["optimize", "m.onnx", "--budget", "soon"], 2, "90s, 10m or 1h"),
+        (["optimize", "m.onnx", "-o", "m.onnx"], 2, "m.onnx"),
+        (["optimize", "m.onnx", "-o", "no/where/o.onnx"], 2, "no/where"),
+        (["optimize", "m.onnx", "--calibration", "none.npy"], 2, "none.npy"),
+        (["apply", "m.onnx", "none.toml"], 2, "none.toml"),
+        (["target", "show", "u55"], 2, "Unknown target"),
+        (["optimise", "m.onnx"], 2, "optimi"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence_with_its_exit_code(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    args: list[str],
+    code: int,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = small_model(tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "empty.onnx").touch()
+    (tmp_path / "photo.onnx").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(100))
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert run(*args) == code
+    stdout, stderr = capfd.readouterr()
+    assert says in stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_dynamic_dimensions_need_a_shape_and_stay_dynamic(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = small_model(tmp_path / "m.onnx", ("N", 8, "H", "W"))
+    assert run("optimize", model, "-o", tmp_path / "o.onnx") == 2
+    assert "--input-shape x:1," in capfd.readouterr().err
+    assert run("optimize", model, "-o", tmp_path / "o.onnx", "--input-shape", "x:1,8,16,16") == 0
+    dims = onnx.load(tmp_path / "o.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dims] == ["N", 8, "H", "W"]
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = small_model(tmp_path / "m.onnx")
+    assert run("optimize", model, "--dry-run", "-o", tmp_path / "o.onnx") == 0
+    assert "Nothing was done" in capfd.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_why_lists_the_declined_places(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = small_model(tmp_path / "m.onnx")
+    assert run("inspect", model, "--why") == 0
+    stdout = capfd.readouterr().out
+    assert "depthwise-to-standard" in stdout
+    assert "declined because" in stdout
+
+
+def test_predict_prints_one_row_per_kernel(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = small_model(tmp_path / "m.onnx")
+    assert run("predict", model, "--csv", "-") == 0
+    rows = capfd.readouterr().out.splitlines()
+    assert rows[0].startswith("output,op,cycles")
+    assert len(rows) > 4
+
+
+def test_help_and_version_answer_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    assert "optimize" in capfd.readouterr().out
+    assert run("--version") == 0
+    assert capfd.readouterr().out.startswith("onnxnas 0.")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, onnxnas.cli\n"
+        "print([m for m in ('onnxruntime', 'onnx', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_ctrl_c_leaves_a_whole_result_or_nothing(tmp_path: Path) -> None:
+    model, out = small_model(tmp_path / "m.onnx"), tmp_path / "o.onnx"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for wait in (0.5, 2.0):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "onnxnas", "optimize", str(model), "-o", str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode in (0, 130), stderr
+        assert "Traceback" not in stderr
+        assert not [p for p in tmp_path.iterdir() if ".tmp" in p.name or ".part" in p.name]
+        if out.exists():
+            oracle.assert_same_outputs(onnx.load(model), onnx.load(out))
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    model = small_model(tmp_path / "m.onnx")
+    done = subprocess.run(
+        f"'{sys.executable}' -m onnxnas inspect '{model}' --why | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
