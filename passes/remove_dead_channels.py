@@ -61,7 +61,7 @@ class RemoveDeadChannels(Pass):
             if not obstacle and not group.name:
                 obstacle = "no tensor consists of these channels alone"
             if obstacle:
-                constant = int(np.count_nonzero(~np.isnan(known[place])))
+                constant = int(np.count_nonzero(~np.isnan(known.get(place, np.nan))))
                 if constant:
                     why.miss(place, f"{constant} channels are constant, but {obstacle}")
                 continue
