@@ -49,14 +49,17 @@ class AlignChannels(Pass):
 
 
 def _choices(group: Group, multiples: tuple[int, ...]) -> tuple[Choice, ...]:
-    choices, seen = [], {group.size}
-    for multiple in sorted(multiples):
-        width = len(padded(group, multiple))
-        if width not in seen:
-            seen.add(width)
-            note = f"{group.size} channels padded to {width} in {len(group.tensors)} tensors"
-            choices.append(Choice(f"multiple-of-{multiple}", {"multiple": multiple}, note=note))
-    return tuple(choices)
+    """Ascending in width; of multiples that lead to one width the largest gives it its name."""
+    by_width = {len(padded(group, multiple)): multiple for multiple in sorted(multiples)}
+    return tuple(
+        Choice(
+            f"multiple-of-{multiple}",
+            {"multiple": multiple},
+            note=f"{group.size} channels padded to {width} in {len(group.tensors)} tensors",
+        )
+        for width, multiple in sorted(by_width.items())
+        if width != group.size
+    )
 
 
 def _obstacle(group: Group) -> str:

@@ -8,22 +8,27 @@ from typing import Any
 import onnx
 from fakes import TARGET
 
+from onnxnas.cost import Target
 from onnxnas.graph import check_model, contract, from_model, to_model
 from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Pass, Why
 from onnxnas.sites import Candidate, SearchSpace, Site
 
 
-def find(pass_: Pass, model: onnx.ModelProto) -> tuple[dict[str, Site], dict[str, str]]:
+def find(
+    pass_: Pass, model: onnx.ModelProto, target: Target = TARGET
+) -> tuple[dict[str, Site], dict[str, str]]:
     """Sites by tensor, and the reason of every miss by tensor."""
-    sites, misses = _find(pass_, from_model(model))
+    sites, misses = _find(pass_, from_model(model), target)
     return {site.tensor: site for site in sites}, misses
 
 
-def rewrite(pass_: Pass, model: onnx.ModelProto, choices: Mapping[str, str]) -> onnx.ModelProto:
+def rewrite(
+    pass_: Pass, model: onnx.ModelProto, choices: Mapping[str, str], target: Target = TARGET
+) -> onnx.ModelProto:
     """The valid model after some choices (tensor -> label), its contract unchanged."""
     graph = from_model(model)
-    sites, _ = _find(pass_, graph)
+    sites, _ = _find(pass_, graph, target)
     candidate = Candidate.of({f"{pass_.name}@{t}": label for t, label in choices.items()})
     applied = apply_candidate(graph, SearchSpace(sites), candidate, {pass_.name: pass_})
     result = to_model(applied.graph, model, applied.provenance)
@@ -60,7 +65,7 @@ def scale_one_weight(model: onnx.ModelProto, by: float = 1.01) -> onnx.ModelProt
     return changed
 
 
-def _find(pass_: Pass, graph: Any) -> tuple[tuple[Site, ...], dict[str, str]]:
+def _find(pass_: Pass, graph: Any, target: Target) -> tuple[tuple[Site, ...], dict[str, str]]:
     why = Why(pass_.name)
-    sites = tuple(pass_.find_sites(graph, TARGET, why))
+    sites = tuple(pass_.find_sites(graph, target, why))
     return sites, {miss.tensor: miss.reason for miss in why.misses}
