@@ -65,7 +65,9 @@ class DepthwiseToStandard(Pass):
         # Channel counts are read again here: a pass of earlier order may have changed them.
         size = choice.params["group_size"] or view.in_channels
         before = view.in_channels // view.group
-        if view.in_channels % size or size % before or size == before:
+        if size == before:
+            return  # of a depthwise convolution one channel is left: it is dense already
+        if view.in_channels % size or size % before:
             raise SiteGone(
                 f"{site.tensor!r} now has {view.group} groups of {before} channels, "
                 f"which do not merge into groups of {size}"
