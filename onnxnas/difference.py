@@ -15,8 +15,8 @@ FLOAT_TOLERANCE = 1e-5
 ways of running six real float32 networks. Types less precise than float32 get 4 epsilon."""
 
 SHARE_TOLERANCE = 1e-4
-"""Share of elements of an integer or truth-value output (ArgMax, comparisons) that may differ:
-where two candidates tie to rounding, either is right."""
+"""Share of elements of an output that jumps (classes, truth values) that may differ: where two
+scores tie to rounding, either is right."""
 
 NOISE_FACTOR = 10
 """The tolerance grows to this multiple of the original's own rounding noise, where that is more."""
@@ -31,11 +31,14 @@ class OutputDifference:
 
     Attributes:
         name: of the output.
+        stepped: the output jumps (classes, truth values) and so is judged by the share of unequal
+            elements, not by magnitude; integer types always are.
         noise: the `error` between two correct ways of running the original itself; 0 if unknown.
         problem: why they cannot be compared (another shape or type); empty if they can.
     """
 
     name: str
+    stepped: bool = False
     noise: float = 0.0
     problem: str = ""
     _dtype: np.dtype[Any] | None = None
@@ -62,14 +65,14 @@ class OutputDifference:
                 self._dtype = want.dtype
                 self._count += want.size
                 self._track_range(want)
-                if self.is_float:
+                if _is_float(want.dtype):
                     self._add_floats(want, have)
                 self._unequal += int(np.count_nonzero(~_same(want, have)))
 
     @property
-    def is_float(self) -> bool:
+    def by_magnitude(self) -> bool:
         """Whether the output is judged by magnitude, rather than by the share of equal elements."""
-        return self._dtype is None or self._dtype.kind not in "biuOSU"
+        return not self.stepped and (self._dtype is None or _is_float(self._dtype))
 
     @property
     def max_abs_error(self) -> float:
@@ -88,7 +91,7 @@ class OutputDifference:
         For floats the largest error of a run by the largest magnitude in that run (or, where the
         original gave only zeros, in all runs); for others the share of unequal elements.
         """
-        if not self.is_float:
+        if not self.by_magnitude:
             return self._unequal / max(self._count, 1)
         if self._misplaced:
             return math.inf
@@ -98,7 +101,7 @@ class OutputDifference:
     def tolerance(self) -> float:
         """Largest `error` that rounding explains; see the constants of this module."""
         base = SHARE_TOLERANCE
-        if self.is_float:
+        if self.by_magnitude:
             precision = 0.0 if self._dtype is None else 4 * _epsilon(self._dtype)
             base = max(FLOAT_TOLERANCE, precision)
         return min(max(base, NOISE_FACTOR * self.noise), _MOST * base)
@@ -135,11 +138,11 @@ class OutputDifference:
             "dtype": "" if self._dtype is None else str(self._dtype),
             "error": _finite(self.error),
             "tolerance": self.tolerance,
-            "judged_by": "relative magnitude" if self.is_float else "share of unequal elements",
+            "judged_by": "relative magnitude" if self.by_magnitude else "share of unequal elements",
             "noise": _finite(self.noise),
-            "max_abs_error": _finite(self.max_abs_error) if self.is_float else None,
-            "max_abs_reference": _finite(self.max_reference) if self.is_float else None,
-            "snr_db": _finite(self.snr_db) if self.is_float else None,
+            "max_abs_error": _finite(self.max_abs_error) if self.by_magnitude else None,
+            "max_abs_reference": _finite(self.max_reference) if self.by_magnitude else None,
+            "snr_db": _finite(self.snr_db) if self.by_magnitude else None,
             "argmax_agreement": self.argmax_agreement,
             "constant": self.constant,
         }
@@ -149,7 +152,7 @@ class OutputDifference:
             return f"{self.name}: {self.problem}"
         noise = f", rounding noise of the original {self.noise:.2g}" if self.noise else ""
         allowed = f"allowed {self.tolerance:.2g}{noise}"
-        if not self.is_float:
+        if not self.by_magnitude:
             text = f"{self.name}: {self._unequal} of {self._count} elements differ ({allowed})"
         elif self._misplaced:
             text = f"{self.name}: {self._misplaced} NaN or infinite values are not where they were"
@@ -209,6 +212,10 @@ def _same(want: NDArray[Any], have: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _describe(array: NDArray[Any]) -> str:
     return f"{array.dtype}[{','.join(map(str, array.shape))}]"
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind not in "biuOSU"
 
 
 def _epsilon(dtype: np.dtype[Any]) -> float:

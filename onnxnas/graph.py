@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx
@@ -270,7 +270,7 @@ def resolve_shape(tensor: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> t
     return tuple(int(d) for d in shape)
 
 
-def is_static(dimension: object) -> bool:
+def is_static(dimension: object) -> TypeGuard[int]:
     """Whether a dimension is a known size (symbols, None and the odd -1 or 0 are not)."""
     return isinstance(dimension, int) and dimension > 0
 

@@ -19,6 +19,7 @@ import onnx
 from onnxnas.difference import OutputDifference
 from onnxnas.errors import OnnxnasError, UnsupportedError, UsageError, VerificationError
 from onnxnas.graph import check_model, contract
+from onnxnas.probes import stepped_outputs
 from onnxnas.protos import MAX_PROTO_BYTES, first_line, walk, weight_bytes
 from onnxnas.roundtrip import restore
 from onnxnas.runtime import KINDS, Session, sample_feeds
@@ -121,8 +122,9 @@ def _check(original: onnx.ModelProto, changed: onnx.ModelProto, shapes: _Shapes)
         results = [after.run(feeds) for feeds, _ in pairs]
     except UnsupportedError as error:
         raise VerificationError(str(error)) from error
+    stepped = stepped_outputs(original)
     for name in before.outputs:
-        difference = OutputDifference(name)
+        difference = OutputDifference(name, name in stepped)
         for (_, wanted), result in zip(pairs, results, strict=True):
             difference.add(wanted[name], result[name])
         if not difference.ok:

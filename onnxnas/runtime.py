@@ -19,9 +19,10 @@ from onnxnas.loading import save_model
 from onnxnas.protos import MAX_PROTO_BYTES, first_line, weight_bytes
 
 Feeds = Mapping[str, NDArray[Any]]
-KINDS = ("normal", "unit", "byte")
-"""Kinds of random inputs: standard normal, uniform in 0..1, uniform in 0..255. Networks differ in
-what they expect, and on inputs of the wrong scale many saturate and hide a difference."""
+KINDS = ("normal", "unit", "byte", "smooth normal", "smooth unit", "smooth byte")
+"""Kinds of random inputs: standard normal, uniform in 0..1 and in 0..255, and the same ranges with
+most of the energy in low frequencies, as pictures have it. Networks differ in what they expect, and
+on other inputs many saturate, or leave channels dead, and hide a difference."""
 
 _FATAL_ONLY = 4
 
@@ -124,16 +125,12 @@ def random_feeds(
     feeds: dict[str, NDArray[Any]] = {}
     values: NDArray[Any]
     for port in inputs:
-        if port.dtype not in _NUMPY:
+        if port.dtype not in NUMPY_DTYPES:
             raise UnsupportedError(f"There are no random inputs of type {port.dtype}.")
-        dtype = _NUMPY[port.dtype]
+        dtype = NUMPY_DTYPES[port.dtype]
         shape = resolve_shape(port, input_shapes)
         if dtype.kind == "f":
-            values = (
-                rng.standard_normal(shape)
-                if kind == "normal"
-                else rng.uniform(0, 1 if kind == "unit" else 255, shape)
-            )
+            values = _random_floats(shape, rng, kind)
         elif dtype.itemsize == 1 and dtype.kind != "b":
             info = np.iinfo(dtype)
             values = rng.integers(info.min, info.max, shape, endpoint=True)
@@ -143,7 +140,7 @@ def random_feeds(
     return feeds
 
 
-_NUMPY: dict[str, np.dtype[Any]] = {
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float": np.dtype(np.float32), "double": np.dtype(np.float64),
     "float16": np.dtype(np.float16), "bool": np.dtype(np.bool_),
     "int8": np.dtype(np.int8), "int16": np.dtype(np.int16),
@@ -151,6 +148,28 @@ _NUMPY: dict[str, np.dtype[Any]] = {
     "uint8": np.dtype(np.uint8), "uint16": np.dtype(np.uint16),
     "uint32": np.dtype(np.uint32), "uint64": np.dtype(np.uint64),
 }  # fmt: skip
+
+
+def _random_floats(
+    shape: tuple[int, ...], rng: np.random.Generator, kind: str
+) -> NDArray[np.float64]:
+    smooth, _, scale = kind.rpartition(" ")
+    top = 255.0 if scale == "byte" else 1.0
+    if not smooth or len(shape) < 2:
+        return (
+            np.asarray(rng.standard_normal(shape))
+            if scale == "normal"
+            else np.asarray(rng.uniform(0, top, shape))
+        )
+    values = np.zeros(shape)
+    for cells in (2, 4, 8, 16, 32):  # octaves; short axes, such as colours, are independent
+        coarse = (shape[0], *(min(cells, d) if d > 4 else d for d in shape[1:]))
+        cell = np.ix_(*(np.arange(d) * c // d for d, c in zip(shape, coarse, strict=True)))
+        values += rng.standard_normal(coarse)[cell] / np.sqrt(cells)
+    if scale == "normal":
+        return np.asarray(values / (values.std() or 1.0))
+    values -= values.min()
+    return np.asarray(values * (top / (values.max() or 1.0)))
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,273 @@
+"""Does the result do what the original does? Valid, same contract, same outputs, by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from onnxnas.calibration import Calibration
+from onnxnas.difference import OutputDifference
+from onnxnas.errors import UnsupportedError, VerificationError
+from onnxnas.graph import check_model, contract
+from onnxnas.probes import decided_on, stepped_outputs, with_outputs
+from onnxnas.runtime import Feeds, Session, sample_feeds
+
+D = TypeVar("D")
+M = TypeVar("M")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared and what came of it.
+
+    Attributes:
+        problems: why the result is not a valid stand-in for the original, whatever it computes:
+            the checker's complaint, a changed input or output, a failed run.
+        outputs: one per graph output, in order.
+        inner: the same for tensors that some outputs are read off (scores under an ArgMax, logits
+            under a Softmax), which say more than the outputs; they count for `ok` too.
+        random_inputs: how many sets of random inputs were compared.
+        calibration_rows: how many rows of the user's data were compared.
+        notes: what could not be checked, or says little, and why.
+    """
+
+    problems: tuple[str, ...] = ()
+    outputs: tuple[OutputDifference, ...] = ()
+    inner: tuple[OutputDifference, ...] = ()
+    random_inputs: int = 0
+    calibration_rows: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def valid(self) -> bool:
+        """Whether the result can stand in for the original: it is valid and runs as it did."""
+        return not self.problems
+
+    @property
+    def ok(self) -> bool:
+        """Whether the result is valid and computes the same but for rounding."""
+        return self.valid and all(d.ok for d in (*self.outputs, *self.inner))
+
+    def failure(self) -> str:
+        """The first reason why it is not ok, as a clause; empty if it is."""
+        bad = [str(d) for d in (*self.outputs, *self.inner) if not d.ok]
+        return next(iter((*self.problems, *bad)), "")
+
+    def lines(self) -> list[str]:
+        """For people; the last line is the verdict."""
+        lines = [f"problem: {problem}" for problem in self.problems]
+        if self.valid:
+            lines.append("valid ONNX, inputs and outputs unchanged")
+        lines += [f"{'same' if d.ok else 'DIFFERENT'}: {d}" for d in (*self.outputs, *self.inner)]
+        lines += [f"note: {note}" for note in self.notes]
+        rows = f" and {self.calibration_rows} rows of your data" if self.calibration_rows else ""
+        if self.ok:
+            worst = max((d.error / d.tolerance for d in self.outputs), default=0.0)
+            lines.append(
+                f"verified: same outputs on {self.random_inputs} random inputs{rows}, "
+                f"at most {worst:.0%} of the allowed error"
+            )
+        else:
+            lines.append(f"NOT the same: {self.failure()}")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain JSON values."""
+        return {
+            "ok": self.ok,
+            "valid": self.valid,
+            "problems": list(self.problems),
+            "outputs": [d.to_dict() for d in self.outputs],
+            "inner": [d.to_dict() for d in self.inner],
+            "random_inputs": self.random_inputs,
+            "calibration_rows": self.calibration_rows,
+            "notes": list(self.notes),
+        }
+
+
+def verify(
+    original: Any,
+    result: Any,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    calibration: Calibration | None = None,
+    seed: int = 0,
+    max_rows: int = 64,
+) -> Verification:
+    """Compare two models: ONNX checker, contract, outputs in onnxruntime.
+
+    Both run with every graph optimisation off, on random inputs of several scales and on the
+    user's own. How far apart the outputs may be is decided by the precision of their type and by
+    the original's own rounding noise: the difference between running it with onnxruntime's graph
+    optimisations on and off, two correct ways to add the same numbers in another order (see
+    `onnxnas.difference`).
+
+    Args:
+        original: `onnx.ModelProto`; is not changed.
+        result: `onnx.ModelProto`; is not changed.
+        input_shapes: fixes dynamic dimensions; a dynamic batch is tried as 1 and as 2.
+        calibration: rows of real inputs.
+        seed: of the random inputs.
+        max_rows: compare at most so many rows of the calibration data, evenly spaced.
+
+    Raises:
+        UnsupportedError: onnxruntime cannot run the original.
+        UsageError: an input has dynamic dimensions and no shape is given, or a row of the
+            calibration data cannot be used.
+    """
+    problems = [*_validity(original, result), *_contract_changes(original, result)]
+    if problems:
+        return Verification(tuple(problems))
+    names = [port.name for port in contract(original)[1]]
+    inner = decided_on(original, result)
+    original, result = with_outputs(original, inner), with_outputs(result, inner)
+    before = Session(original)
+    try:
+        after = Session(result)
+    except UnsupportedError as error:
+        return Verification((str(error),))
+    stepped = stepped_outputs(original)
+    noise = _Noise(original, names + inner, stepped)
+    differences = {name: OutputDifference(name, name in stepped) for name in names + inner}
+    shapes, notes = dict(input_shapes or {}), []
+    counts = {"random": 0, "calibration": 0}
+    for kind, rows, feeds in _inputs(original, shapes, calibration, seed, max_rows):
+        try:
+            wanted = before.run(feeds)
+        except UnsupportedError as error:
+            if kind == "random":
+                notes.append(f"the original does not run on one of the random inputs: {error}")
+                continue
+            raise
+        try:
+            got = after.run(feeds)
+        except UnsupportedError as error:
+            return Verification((str(error),))
+        noise.add(feeds, wanted)
+        counts[kind] += rows
+        for name, difference in differences.items():
+            difference.add(wanted[name], got[name])
+    if not sum(counts.values()):
+        raise UnsupportedError(
+            f"The model runs on no random input ({notes[0]}): give real ones with --calibration."
+        )
+    for name, difference in differences.items():
+        difference.noise = noise.of(name)
+    for name in [n for n in inner if differences[n].problem]:
+        # A rewrite may give an inner tensor another form under the same name.
+        notes.append(f"the tensor {name!r} under an output has {differences[name].problem}")
+        inner.remove(name)
+    notes += [
+        f"output {name!r} was the same everywhere on every input: give --calibration to say more"
+        for name in names
+        if differences[name].constant and not inner
+    ]
+    return Verification(
+        (),
+        tuple(differences[name] for name in names),
+        tuple(differences[name] for name in inner),
+        counts["random"],
+        counts["calibration"],
+        tuple(notes),
+    )
+
+
+def find_guilty(
+    decisions: Sequence[D], build: Callable[[Sequence[D]], M], check: Callable[[M], bool]
+) -> D | None:
+    """The decision that turns a good model bad, found with few builds, by bisection.
+
+    Args:
+        decisions: in the order they are applied; all of them together are known to be bad.
+        build: makes the model of the first few decisions.
+        check: whether a model is good.
+
+    Returns:
+        A decision without which the model of all decisions before it is good, and with which it
+        is bad; the first such where good never follows bad. None if the model of no decision at
+        all is bad already.
+    """
+    if not check(build(decisions[:0])):
+        return None
+    good, bad = 0, len(decisions)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if check(build(decisions[:middle])):
+            good = middle
+        else:
+            bad = middle
+    return decisions[bad - 1]
+
+
+class _Noise:
+    """How far two correct ways of running the original are apart, per output."""
+
+    def __init__(self, original: Any, names: Sequence[str], stepped: frozenset[str]) -> None:
+        self._found = {name: OutputDifference(name, name in stepped) for name in names}
+        try:
+            self._session: Session | None = Session(original, optimised=True)
+        except UnsupportedError:  # then only the precision of the type counts
+            self._session = None
+
+    def add(self, feeds: Feeds, plain: Mapping[str, Any]) -> None:
+        if self._session is None:
+            return
+        try:
+            optimised = self._session.run(feeds)
+        except UnsupportedError:
+            self._session = None
+            return
+        for name, difference in self._found.items():
+            difference.add(plain[name], optimised[name])
+
+    def of(self, name: str) -> float:
+        found = self._found[name]
+        return 0.0 if found.problem else found.error
+
+
+def _inputs(
+    original: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    calibration: Calibration | None,
+    seed: int,
+    max_rows: int,
+) -> Iterator[tuple[str, int, Feeds]]:
+    try:
+        feeds = sample_feeds(contract(original)[0], shapes, seed)
+    except UnsupportedError:
+        if calibration is None:
+            raise
+        feeds = []
+    for one in feeds:
+        yield "random", 1, one
+    if calibration is not None:
+        rows = calibration.spread(max_rows)
+        for batch in rows.batches():
+            yield "calibration", rows.batch, batch
+
+
+def _validity(original: Any, result: Any) -> list[str]:
+    try:
+        check_model(original)
+        strict = True
+    except VerificationError:  # the result need not be better than the original
+        strict = False
+    try:
+        check_model(result, full=strict)
+    except VerificationError as error:
+        return [str(error)]
+    return []
+
+
+def _contract_changes(original: Any, result: Any) -> list[str]:
+    changes = []
+    for what, before, after in zip(
+        ("inputs", "outputs"), contract(original), contract(result), strict=True
+    ):
+        if before != after:
+            changes.append(
+                f"its {what} are {', '.join(map(str, after)) or 'none'} instead of "
+                f"{', '.join(map(str, before)) or 'none'}"
+            )
+    return changes
