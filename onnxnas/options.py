@@ -103,9 +103,7 @@ def seconds(text: str | None) -> float | None:
     except ValueError:
         total = -1.0
     if not 0 <= total < float("inf"):
-        raise UsageError(
-            f"Cannot read --budget {text!r}: write seconds, minutes or hours as 90s, 10m, 1h."
-        )
+        raise UsageError(f"Cannot read --budget {text!r}: write it as 90s, 10m or 1h.")
     return total
 
 

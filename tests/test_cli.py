@@ -22,7 +22,7 @@ from onnxnas.cli import main
 
 def small_model(path: Path, shape: tuple[int | str, ...] = (1, 8, 16, 16)) -> Path:
     b = models.ModelBuilder(list(shape))
-    y = b.ibn(b.conv(b.x, 8, 12, 3, pads=1), 12, 40, 12)
+    y = b.ibn(b.conv(b.conv(b.x, 8, 12, 3, pads=1), 12, 12), 12, 40, 12)  # two convs to merge
     onnx.save(b.build(b.op("GlobalAveragePool", y, out="y")), path)
     return path
 
@@ -98,15 +98,15 @@ def test_verify_of_a_changed_weight_ends_with_4(
     ("args", "code", "says"),
     [
         (["optimize", "missing.onnx"], 2, "missing.onnx"),
-        (["optimize", "."], 2, "director"),
+        (["optimize", "."], 2, "folder"),
         (["optimize", "empty.onnx"], 2, "empty"),
         (["optimize", "photo.onnx"], 2, "JPEG"),
         (["optimize", "cut.onnx"], 2, "cut.onnx"),
         (["optimize", "m.onnx", "--target", "ethos-u55-129"], 2, "did you mean 'ethos-u55-128'"),
         (["optimize", "m.onnx", "--passes", "align-chanels"], 2, "did you mean 'align-channels'"),
-        (["optimize", "m.onnx", "--input-shape", "y:1,3"], 2, "'x'"),
+        (["optimize", "m.onnx", "--input-shape", "y:1,3"], 2, "'y'"),
         (["optimize", "m.onnx", "--input-shape", "x:1,8,16,17"], 2, "does not fit"),
-        (["optimize", "m.onnx", "--input-shape", "x=1"], 2, "name:1,3,224,224"),
+        (["optimize", "m.onnx", "--input-shape", "x=1"], 2, "x:1,3,224,224"),
         (["optimize", "m.onnx", "--budget", "soon"], 2, "90s, 10m or 1h"),
         (["optimize", "m.onnx", "-o", "m.onnx"], 2, "m.onnx"),
         (["optimize", "m.onnx", "-o", "no/where/o.onnx"], 2, "no/where"),
