@@ -343,14 +343,13 @@ def _frozen(graph: Any, model: Any) -> bytes:
 def _structure(graph: Any) -> list[Any]:
     """Nodes, attributes, connections and shapes, for a graph that has no model beside it."""
     return [
-        (
-            node.op,
-            repr(dict(node.attrs)),
-            [(t.name, repr(t.shape)) for t in node.inputs],
-            [(t.name, repr(t.shape)) for t in node.outputs],
-        )
+        (node.op, repr(dict(node.attrs)), _named(node.inputs), _named(node.outputs))
         for node in graph.nodes
     ]
+
+
+def _named(tensors: Sequence[Any]) -> list[tuple[str, tuple[Any, ...] | None]]:
+    return [(t.name, None if t.shape is None else tuple(t.shape)) for t in tensors]
 
 
 def _bare(node: Any) -> Any:
