@@ -1,5 +1,19 @@
-"""`python -m onnxnas`."""
+"""Entry point of the command and of `python -m onnxnas`."""
 
-from onnxnas.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C while it is still being imported is quiet, too."""
+    try:
+        from onnxnas.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

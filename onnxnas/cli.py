@@ -363,7 +363,3 @@ def _inspected(prepared: Prepared) -> dict[str, Any]:
             {"pass": m.pass_name, "tensor": m.tensor, "reason": m.reason} for m in prepared.misses
         ],
     }
-
-
-if __name__ == "__main__":
-    main()

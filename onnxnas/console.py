@@ -94,7 +94,10 @@ def show_result(result: Result, output: Path, run_dir: Path, command: Sequence[s
     applied = report.applied_lines(result)
     print("applied: " + ("; ".join(applied) or "nothing, no choice pays on this target"))
     print(f"exactness: {result.exactness}; {result.verification.lines()[-1]}")
-    heavy = report.top_kernels(result.original.cost, result.optimized.cost)
+    heavy = [
+        (_short(row[0]), *row[1:])
+        for row in report.top_kernels(result.original.cost, result.optimized.cost)
+    ]
     _print(_table(("top kernels, cycles", "original", "result", "change"), heavy))
     print(f"model:  {output}\nreport: {run_dir}/report.md (and recipe.toml, ledger.csv, ...)")
     print(f"repeat: onnxnas {shlex.join(command)}")
@@ -175,6 +178,11 @@ def show_card(card: Mapping[str, Any]) -> None:
                 print(f"  {inner}: {text}")
         else:
             print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def _short(name: str, width: int = 40) -> str:
+    """A tensor name that leaves room for figures: exporters write names of 200 characters."""
+    return name if len(name) <= width else f"{name[: width // 2 - 1]}…{name[-width // 2 :]}"
 
 
 def _figures(cycles: float | None, total: float, reason: str) -> tuple[str, str]:
