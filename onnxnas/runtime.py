@@ -34,6 +34,10 @@ class Session:
         model: is not changed.
         optimised: let onnxruntime rewrite the graph; off, every operator runs as it is written.
 
+    Attributes:
+        session: the `onnxruntime.InferenceSession`.
+        outputs: names, in order.
+
     Raises:
         UnsupportedError: onnxruntime cannot run the model; names the operator if it says it.
     """
@@ -50,14 +54,14 @@ class Session:
             if weight_bytes(model) > MAX_PROTO_BYTES:
                 with tempfile.TemporaryDirectory(prefix="onnxnas-") as folder:
                     path = save_model(model, Path(folder) / "model.onnx")[0]
-                    self._session = self._open(str(path), options)
+                    self.session = self._open(str(path), options)
             else:
-                self._session = self._open(model.SerializeToString(), options)
+                self.session = self._open(model.SerializeToString(), options)
         except Exception as error:  # onnxruntime's errors have no common base of their own
             raise UnsupportedError(
                 f"onnxruntime {ort.__version__} cannot load the model: {_reason(error)}."
             ) from error
-        self.outputs = [output.name for output in self._session.get_outputs()]
+        self.outputs = [output.name for output in self.session.get_outputs()]
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
         """Outputs by name: arrays, or lists for sequences.
@@ -68,7 +72,7 @@ class Session:
         options = ort.RunOptions()
         options.log_severity_level = _FATAL_ONLY
         try:
-            values = self._session.run(self.outputs, dict(feeds), options)
+            values = self.session.run(self.outputs, dict(feeds), options)
         except Exception as error:
             raise UnsupportedError(
                 f"onnxruntime {ort.__version__} cannot run the model on these inputs: "
