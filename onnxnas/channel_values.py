@@ -69,10 +69,8 @@ def _values(node: Any, index: int, known: Mapping[str, Values]) -> Values | None
         slope = scale / np.sqrt(var + float(attrs.get("epsilon", 1e-5)))
         return np.where(scale == 0, bias, (v - mean) * slope + bias)
     if node.op == "AveragePool":
-        counted = attrs.get("count_include_pad") and (
-            any(attrs.get("pads") or ()) or attrs.get("auto_pad", "NOTSET") not in _UNPADDED
-        )
-        return np.where(v == 0, v, np.nan) if counted else v
+        # Its own padding is left out of the average, unless it says that zeros count.
+        return np.where(v == 0, v, np.nan) if attrs.get("count_include_pad") else v
     if node.op == "Pad":
         return _pad(node, v)
     if node.op in _KEEP:
@@ -99,7 +97,6 @@ _KEEP = frozenset(
         "Transpose", "Unsqueeze", "Upsample",
     }
 )  # fmt: skip
-_UNPADDED = ("NOTSET", "VALID")
 
 
 def _operand(tensor: Any, rank: int, known: Mapping[str, Values]) -> Values:
