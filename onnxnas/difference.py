@@ -65,9 +65,10 @@ class OutputDifference:
                 self._dtype = want.dtype
                 self._count += want.size
                 self._track_range(want)
-                if _is_float(want.dtype):
+                if self.by_magnitude:
                     self._add_floats(want, have)
-                self._unequal += int(np.count_nonzero(~_same(want, have)))
+                else:
+                    self._unequal += int(np.count_nonzero(~_same(want, have)))
 
     @property
     def by_magnitude(self) -> bool:
@@ -166,26 +167,30 @@ class OutputDifference:
         return text + (", one value throughout, which says little" if self.constant else "")
 
     def _add_floats(self, want: NDArray[Any], have: NDArray[Any]) -> None:
+        identical = np.array_equal(want, have)
+        axis = -1 if want.ndim == 3 else 1
+        if want.ndim >= 2 and want.shape[axis] > 1 and want.dtype.kind == "f":
+            decisions = want.size // want.shape[axis]
+            self._decisions += decisions
+            self._same_decisions += (
+                decisions
+                if identical
+                else int(np.count_nonzero(want.argmax(axis) == have.argmax(axis)))
+            )
+        if identical and np.isfinite(want).all():
+            self._scales.append((0.0, float(np.abs(want).max())))
+            return
         wide = np.complex128 if want.dtype.kind == "c" else np.float64
         want, have = want.astype(wide), have.astype(wide)
         finite = np.isfinite(want) & np.isfinite(have)
-        self._misplaced += int(np.count_nonzero(~finite & ~_same(want, have)))
-        reference, error = np.abs(want[finite]), np.abs(have[finite] - want[finite])
+        if not finite.all():
+            self._misplaced += int(np.count_nonzero(~finite & ~_same(want, have)))
+            want, have = want[finite], have[finite]
+        reference, error = np.abs(want), np.abs(have - want)
         scale, worst = float(reference.max(initial=0.0)), float(error.max(initial=0.0))
         self._scales.append((worst, scale))
         if worst:
-            power = float(np.square(reference / (scale or 1)).sum())
-            noise = float(np.square(error / worst).sum())
-            ratio = power / noise if noise else math.inf
-            decibel = (
-                10 * math.log10(ratio) + 20 * math.log10(scale / worst) if ratio else -math.inf
-            )
-            self._snr_db = min(self._snr_db, decibel)
-        axis = -1 if want.ndim == 3 else 1
-        if want.ndim >= 2 and want.shape[axis] > 1 and finite.all() and wide is np.float64:
-            same = want.argmax(axis) == have.argmax(axis)
-            self._decisions += same.size
-            self._same_decisions += int(np.count_nonzero(same))
+            self._snr_db = min(self._snr_db, _decibel(reference, scale) - _decibel(error, worst))
 
     def _track_range(self, want: NDArray[Any]) -> None:
         if want.dtype.kind in "OSUc":
@@ -208,6 +213,13 @@ def _same(want: NDArray[Any], have: NDArray[Any]) -> NDArray[np.bool_]:
     if want.dtype.kind in "fc":
         equal |= np.isnan(want) & np.isnan(have)
     return equal
+
+
+def _decibel(magnitudes: NDArray[Any], largest: float) -> float:
+    """Power of some values in dB; scaled by the largest first, so that no square overflows."""
+    if not largest:
+        return -math.inf
+    return 20 * math.log10(float(np.linalg.norm(magnitudes / largest))) + 20 * math.log10(largest)
 
 
 def _describe(array: NDArray[Any]) -> str:

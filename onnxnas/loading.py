@@ -70,7 +70,7 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     for tensor in walk(model, onnx.TensorProto):
         if tensor.data_location == _EXTERNAL:
             _read_external(tensor, path)
-        _refuse_wrong_size(tensor, path)
+        _refuse_damaged(tensor, path)
     try:
         # Not the strict check: runtimes accept many models whose declared shapes it refuses.
         check_model(model, full=False)
@@ -249,18 +249,16 @@ def _refuse_versions(model: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def _refuse_wrong_size(tensor: onnx.TensorProto, path: Path) -> None:
+def _refuse_damaged(tensor: onnx.TensorProto, path: Path) -> None:
     """The checker looks at this only in part, and everything that reads weights relies on it."""
+    where = f"{path} is damaged: tensor {tensor.name!r}"
+    if tensor.data_type not in onnx.TensorProto.DataType.values()[1:]:
+        raise UsageError(f"{where} is of an unknown type ({tensor.data_type}).")
     wanted = tensor_bytes(tensor)
-    negative = any(d < 0 for d in tensor.dims)
-    if negative or (
-        wanted is not None and tensor.HasField("raw_data") and len(tensor.raw_data) != wanted
-    ):
+    size = len(tensor.raw_data) if tensor.HasField("raw_data") else None
+    if any(d < 0 for d in tensor.dims) or (None not in (size, wanted) and size != wanted):
         dims = ",".join(map(str, tensor.dims))
-        raise UsageError(
-            f"{path} is damaged: tensor {tensor.name!r} of shape [{dims}] has "
-            f"{len(tensor.raw_data)} bytes of data."
-        )
+        raise UsageError(f"{where} of shape [{dims}] has {size} bytes of data.")
 
 
 def _entries(tensor: onnx.TensorProto) -> dict[str, str]:

@@ -10,7 +10,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxnas.errors import UnsupportedError
-from onnxnas.protos import attribute_kind, walk
+from onnxnas.protos import attribute_kind, first_line, walk
 
 
 def import_graph(model: onnx.ModelProto) -> Any:
@@ -20,8 +20,14 @@ def import_graph(model: onnx.ModelProto) -> Any:
         UnsupportedError: the model holds something that would be lost on the way.
     """
     _refuse_unrepresentable(model)
-    with G_LOGGER.suppress():
-        graph = gs.import_onnx(model)
+    try:
+        with G_LOGGER.suppress():
+            graph = gs.import_onnx(model)
+    except Exception as error:  # of whatever kind: it was written for models as they should be
+        raise UnsupportedError(
+            f"The model cannot be rewritten: graphsurgeon does not read it "
+            f"({type(error).__name__}: {first_line(error)})."
+        ) from error
     # The list graphsurgeon keeps is the model's own, and it appends to it when it exports.
     graph.import_domains = [
         onnx.helper.make_opsetid(o.domain, o.version) for o in model.opset_import

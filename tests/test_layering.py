@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 LAYERS = """
 7 __init__ __main__ cli options console
 6 pipeline report recipe result testing
-5 search materialize verify
+5 search materialize verify evaluate metrics
 4 plugins
 4 passes.* hwmodels.*
 3 pass_contract cost calibration pictures
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
 2 channel_values
-1 graph roundtrip protos loading normalise runtime difference
+1 graph roundtrip protos loading normalise runtime difference probes
 0 errors version
 """
 """Imports point down, or stay in a layer without a cycle."""
