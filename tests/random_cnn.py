@@ -89,7 +89,7 @@ def random_cnn(draw: st.DrawFn, dead: bool = False) -> onnx.ModelProto:
     if draw(st.booleans()):
         y = b.conv(x, channels, 5)
     else:
-        x = b.op("Flatten", b.op("AveragePool", x, kernel_shape=[2, 2]))
+        x = b.op("Flatten", b.op("AveragePool", x, kernel_shape=[2, 2], pads=[0, 0, 1, 1]))
         model = b.build(x)
         features = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         y = b.op("Gemm", x, b.weight(5, features), b.weight(5), transB=1)
