@@ -42,8 +42,8 @@ class AlignChannels(Pass):
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
         rw.tensor(site.tensor)
         group = Coupling.of(rw.graph).group(site.tensor)
-        obstacle = "its channels are now part of another group" if group is None else ""
-        if group is None or (obstacle := _obstacle(group)):
+        obstacle = "its channels are in several groups now" if group is None else _obstacle(group)
+        if group is None or obstacle:
             raise SiteGone(f"{site.tensor!r} cannot be padded: {obstacle}")
         resize_group(rw, group, padded(group, choice.params["multiple"]))
 
