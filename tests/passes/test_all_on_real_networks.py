@@ -1,0 +1,67 @@
+"""Every pass on real networks, alone and with the others, at all sites that go together."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import onnx
+import pytest
+from fakes import TARGET
+from oracle import assert_same_outputs, evalset_model, random_feeds
+
+from onnxnas.graph import check_model, contract, from_model, to_model
+from onnxnas.materialize import apply_candidate
+from onnxnas.normalise import normalise
+from onnxnas.pass_contract import Why
+from onnxnas.plugins import load_passes
+from onnxnas.sites import Candidate, SearchSpace
+
+NETWORKS = {
+    "mobilenetv2_224": {},
+    "yolo_fastest_1.1_320": {},
+    "deeplabv3_mnv2_dm05_513": {},
+    "vww_mobilenetv1_025_96": {},
+    "minifasnet_v2_80": {},
+    "ppocrv2_cls_shipped": {"x": (1, 3, 48, 192)},
+}
+PASSES, _ = load_passes()
+
+
+@cache
+def cleaned(network: str) -> tuple[onnx.ModelProto, Any]:
+    model = normalise(onnx.load(evalset_model(network)), NETWORKS[network]).model
+    return model, from_model(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pick", [0, -1], ids=["first-choice", "last-choice"])
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_all_sites_of_a_pass(network: str, name: str, pick: int) -> None:
+    check_all_sites(network, [name], pick)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", NETWORKS)
+def test_all_sites_of_all_passes(network: str) -> None:
+    # Last choices: `dense` fits whatever width dead channels leave, `groups-of-8` does not.
+    check_all_sites(network, list(PASSES), -1)
+
+
+def check_all_sites(network: str, passes: list[str], pick: int) -> None:
+    model, graph = cleaned(network)
+    space = SearchSpace(
+        tuple(s for n in passes for s in PASSES[n].find_sites(graph, TARGET, Why(n)))
+    )
+    candidate = Candidate()
+    for site in space:
+        exact = [c for c in site.choices if c.exactness == "exact"]
+        if exact and not space.conflicts(site, candidate):
+            candidate = candidate.with_choice(site.id, exact[pick].label)
+    applied = apply_candidate(graph, space, candidate, PASSES)
+    result = to_model(applied.graph, model, applied.provenance)
+    check_model(result)
+    assert contract(result) == contract(model)
+    assert bool(applied.provenance) == bool(len(space))
+    assert_same_outputs(model, result, random_feeds(model, shapes=NETWORKS[network]))
