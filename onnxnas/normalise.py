@@ -165,6 +165,12 @@ def _slim(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
         raise VerificationError("its inputs or outputs changed")
     restore(slim, model)
     slim.graph.ClearField("value_info")
+    makers = {output: node for node in model.graph.node for output in node.output if output}
+    names = {node.name for node in model.graph.node}
+    for node in slim.graph.node:
+        # A fused node is named after the tensor its first part wrote: give it that part's name.
+        if node.name not in names and node.name in makers:
+            node.name = makers[node.name].name
     _name_nodes(slim)
     return slim, _difference_in_nodes(model, slim)
 
