@@ -12,6 +12,7 @@ from onnxnas.options import (
     DEFAULT_TARGET,
     CalibrationOpt,
     ChannelOpt,
+    EvaluateOpt,
     JsonOpt,
     LayoutOpt,
     MeanOpt,
@@ -26,8 +27,10 @@ from onnxnas.options import (
     calibration_of,
     names,
     outputs,
+    points,
     seconds,
     shapes_of,
+    task_of,
     write_json,
     write_to,
 )
@@ -76,6 +79,11 @@ def optimize(
     scale: ScaleOpt = "1",
     layout: LayoutOpt = "nchw",
     channel_order: ChannelOpt = "rgb",
+    evaluate: EvaluateOpt = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(metavar="1%|0.01", help="Most that the metric of --evaluate may fall."),
+    ] = None,
     input_shape: ShapeOpt = None,
     budget: Annotated[
         str | None, typer.Option(help="Time for the search, e.g. 90s, 10m, 1h.")
@@ -108,7 +116,7 @@ def optimize(
     output, run_dir = outputs(model, target, output, run_dir)
     check_output(output, model)
     data = calibration_of(model, calibration, mean, scale, layout, channel_order, shapes)
-    budget_s = seconds(budget)
+    budget_s, task, drop = seconds(budget), task_of(evaluate), points(max_drop)
     with console.Progress() as progress:
         result = pipeline.optimize(
             model,
@@ -117,6 +125,8 @@ def optimize(
             skip=names(skip),
             exact_only=exact_only,
             calibration=data,
+            task=task,
+            max_drop=drop,
             input_shapes=shapes,
             budget_s=budget_s,
             seed=seed,
@@ -244,6 +254,30 @@ def verify(
         console.show_verification(verification)
     if not verification.ok:
         raise typer.Exit(4)
+
+
+@app.command()
+def evaluate(
+    model: ModelArg,
+    evaluate: EvaluateOpt = None,
+    seed: SeedOpt = 0,
+    json_to: JsonOpt = None,
+) -> None:
+    """Measure MODEL by a task metric, with a bootstrap confidence interval."""
+    from onnxnas import console, report
+    from onnxnas.errors import UsageError
+    from onnxnas.evaluate import evaluate as run_evaluate
+    from onnxnas.loading import load_model
+
+    task = task_of(evaluate)
+    if task is None:
+        raise UsageError("Say what to measure with --evaluate, e.g. --evaluate top1=test.npz.")
+    measured = run_evaluate(load_model(model), task.metric, task.arrays, seed)
+    if json_to:
+        rows = [{"metric": m.name, "rows": m.rows, **report.measured_dict(m)} for m in measured]
+        write_json(json_to, rows)
+    if json_to != "-":
+        console.show_measured(measured)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from rich.table import Table
 from onnxnas import report
 
 if TYPE_CHECKING:
+    from onnxnas.evaluate import Measured
     from onnxnas.pass_contract import Pass
     from onnxnas.pipeline import Prepared
     from onnxnas.plugins import Broken
@@ -94,6 +95,8 @@ def show_result(result: Result, output: Path, run_dir: Path, command: Sequence[s
     applied = report.applied_lines(result)
     print("applied: " + ("; ".join(applied) or "nothing, no choice pays on this target"))
     print(f"exactness: {result.exactness}; {result.verification.lines()[-1]}")
+    for quality in result.quality:
+        print(f"measured: {quality}")
     heavy = [
         (_short(row[0]), *row[1:])
         for row in report.top_kernels(result.original.cost, result.optimized.cost)
@@ -149,6 +152,14 @@ def show_network(prepared: Prepared, network: Network) -> None:
 def show_verification(verification: Verification) -> None:
     """The verdict and what it rests on."""
     print("\n".join(verification.lines()))
+
+
+def show_measured(measured: Iterable[Measured]) -> None:
+    """Task metrics with their intervals."""
+    for m in measured:
+        within = f" (95 %: {m.interval[0]:.4f} to {m.interval[1]:.4f})" if m.interval else ""
+        rows = f" on {m.rows} rows" if m.rows else ""
+        print(f"{m.name} {m.value:.4f}{within}{rows}, measured in onnxruntime")
 
 
 def show_passes(loaded: Mapping[str, Pass], broken: Sequence[Broken]) -> None:

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from onnxnas.calibration import Calibration
+    from onnxnas.quality import Task
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.")]
 TargetOpt = Annotated[str, typer.Option("--target", "-t", help="Name from `onnxnas target list`.")]
@@ -37,6 +38,15 @@ ScaleOpt = Annotated[str, typer.Option(help="See --mean.")]
 LayoutOpt = Annotated[str, typer.Option(help="Of the model's image input: nchw or nhwc.")]
 ChannelOpt = Annotated[str, typer.Option(help="Of the model's image input: rgb or bgr.")]
 SeedOpt = Annotated[int, typer.Option(help="Of everything random.")]
+EvaluateOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--evaluate",
+        metavar="METRIC=DATA|MODULE:FUNCTION",
+        help="Task metric: top1, map or miou with an .npz file or module:function that returns "
+        "arrays, e.g. top1=test.npz; or your own module:function(session) -> float.",
+    ),
+]
 JsonOpt = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Also write the report as JSON.")
 ]
@@ -89,6 +99,32 @@ def calibration_of(
         channel_order=channel_order,
         input_shapes=shapes,
     )
+
+
+def task_of(text: str | None) -> Task | None:
+    """The --evaluate option, its data read."""
+    from onnxnas.quality import Task
+
+    return None if text is None else Task.parse(text)
+
+
+def points(text: str | None) -> float | None:
+    """A drop of a metric: ``0.01``, or ``1%`` for the same.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    from onnxnas.errors import UsageError
+
+    if text is None:
+        return None
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"Cannot read --max-drop {text!r}: write it as 1% or 0.01.")
+    return value
 
 
 def seconds(text: str | None) -> float | None:

@@ -19,12 +19,14 @@ from typing import Any
 from onnxnas import graph as graphs
 from onnxnas.calibration import Calibration
 from onnxnas.cost import Cost, CostModel
-from onnxnas.errors import UsageError, VerificationError
+from onnxnas.errors import InfeasibleError, UsageError, VerificationError
+from onnxnas.evaluate import checked, refuse_shared_rows
 from onnxnas.loading import load_model
 from onnxnas.materialize import apply_candidate
 from onnxnas.normalise import Normalised, normalise
 from onnxnas.pass_contract import Miss, Pass, Why
 from onnxnas.plugins import choose_passes, load_passes, load_target
+from onnxnas.quality import Quality, Task, compare
 from onnxnas.recipe import Recipe, read_recipe
 from onnxnas.result import Network, Result
 from onnxnas.search import Evaluator, LedgerRow, Progress, Trial, greedy
@@ -141,6 +143,8 @@ def optimize(
     skip: Sequence[str] | None = None,
     exact_only: bool = False,
     calibration: Calibration | None = None,
+    task: Task | None = None,
+    max_drop: float | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     budget_s: float | None = None,
     seed: int = 0,
@@ -155,6 +159,8 @@ def optimize(
         skip: not these.
         exact_only: leave out choices that are not exact.
         calibration: inputs to verify on besides random ones.
+        task: metric to measure the original and the result by.
+        max_drop: the metric (its first figure) may fall by at most this much, in its own units.
         input_shapes: fixes dynamic dimensions for costing and verification; the exported
             model keeps them dynamic.
         budget_s: seconds for the search; None means until it converges.
@@ -165,12 +171,19 @@ def optimize(
         UsageError: the file, the target, a pass name or a shape cannot be used.
         UnsupportedError: the target can run nothing of it.
         VerificationError: a rewrite changed the outputs; names it.
+        InfeasibleError: the metric falls by more than `max_drop`.
     """
+    if max_drop is not None and task is None:
+        raise UsageError("--max-drop needs a metric: give one with --evaluate.")
     report_progress = progress or (lambda *_: None)
     report_progress("reading and cleaning the model", 0, 1)
     prepared = prepare(
         model, target, passes=passes, skip=skip, exact_only=exact_only, input_shapes=input_shapes
     )
+    if task is not None and task.arrays is not None:
+        data = checked(prepared.source, task.metric, task.arrays)
+        for batch in calibration.batches() if calibration else ():
+            refuse_shared_rows(batch, data.inputs)
     start = time.monotonic()
     evaluator = Evaluator(
         prepared.graph,
@@ -184,6 +197,8 @@ def optimize(
         prepared,
         found.best.candidate,
         calibration=calibration,
+        task=task,
+        max_drop=max_drop,
         seed=seed,
         progress=progress,
         ledger=found.ledger,
@@ -253,6 +268,8 @@ def finish(
     *,
     search: Mapping[str, Any],
     calibration: Calibration | None = None,
+    task: Task | None = None,
+    max_drop: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     ledger: tuple[LedgerRow, ...] = (),
@@ -262,6 +279,7 @@ def finish(
 
     Raises:
         VerificationError: the outputs differ; the guilty rewrite is named.
+        InfeasibleError: the metric falls by more than `max_drop`.
     """
     report_progress = progress or (lambda *_: None)
     report_progress("checking the result against the original", 0, 1)
@@ -278,6 +296,15 @@ def finish(
     verification = _verify(prepared, model, calibration, seed)
     if not verification.ok:
         raise VerificationError(_blame(prepared, recipe, verification, calibration, seed))
+    quality: tuple[Quality, ...] = ()
+    if task is not None:
+        report_progress("measuring the task metric", 0, 1)
+        quality = compare(task, prepared.source, model, seed)
+        if max_drop is not None and quality[0].drop > max_drop:
+            raise InfeasibleError(
+                f"The metric falls by more than --max-drop {max_drop:g} ({quality[0]}): allow "
+                f"{quality[0].drop:.4f}, or leave passes out with --skip."
+            )
     report_progress("costing the result", 0, 1)
     original = measure(prepared, prepared.graph)
     optimized = measure(prepared, graphs.from_model(model))
@@ -301,6 +328,7 @@ def finish(
         trials,
         search,
         (*prepared.warnings, *_unavailable(original.cost)),
+        quality,
     )
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from onnxnas.cost import Cost
 
 if TYPE_CHECKING:
+    from onnxnas.evaluate import Measured
+    from onnxnas.quality import Quality
     from onnxnas.result import Network, Result
 
 SCHEMA_VERSION = "1.0"
@@ -58,10 +60,33 @@ def as_dict(result: Result) -> dict[str, Any]:
             for site, choice in result.recipe.candidate.decisions
         ],
         "verification": result.verification.to_dict(),
+        "quality": [quality_dict(q) for q in result.quality],
         "search": dict(result.search),
         "ledger": [dict(zip(LEDGER_COLUMNS, row, strict=True)) for row in ledger_rows(result)],
         "warnings": list(result.warnings),
     }
+
+
+def quality_dict(quality: Quality) -> dict[str, Any]:
+    """A task metric before and after."""
+    drop: dict[str, Any] = {"value": quality.drop, "unit": "metric", "kind": "measured"}
+    if quality.interval is not None:
+        drop["interval"] = list(quality.interval)
+    return {
+        "metric": quality.original.name,
+        "rows": quality.original.rows,
+        "original": measured_dict(quality.original),
+        "result": measured_dict(quality.result),
+        "drop": drop,
+    }
+
+
+def measured_dict(measured: Measured) -> dict[str, Any]:
+    """One figure of a task metric, with its interval where rows could be resampled."""
+    figure = _metric(measured.value, "metric", "measured")
+    if measured.interval is not None:
+        figure["interval"] = list(measured.interval)
+    return figure
 
 
 def network_dict(network: Network) -> dict[str, Any]:
@@ -236,6 +261,7 @@ def markdown(result: Result) -> str:
         "## Verification",
         "",
         *(f"- {line}" for line in result.verification.lines()),
+        *(f"- task metric, measured: {quality}" for quality in result.quality),
         "",
         "## Ledger",
         "",

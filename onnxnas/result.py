@@ -13,6 +13,7 @@ from onnxnas.errors import UsageError
 from onnxnas.graph import Port
 from onnxnas.loading import save_model
 from onnxnas.pass_contract import Miss
+from onnxnas.quality import Quality
 from onnxnas.recipe import Recipe
 from onnxnas.search import LedgerRow, Trial
 from onnxnas.verify import Verification
@@ -43,6 +44,7 @@ class Result:
         optimized: figures of `model`, from a whole-network run of the cost source.
         ledger: one row per site and choice.
         search: strategy, seed, evaluations, seconds, why it stopped.
+        quality: the task metric before and after, where one was given.
     """
 
     model: Any
@@ -62,6 +64,7 @@ class Result:
     trials: tuple[Trial, ...] = ()
     search: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    quality: tuple[Quality, ...] = ()
     version: str = __version__
 
     @property
