@@ -325,7 +325,8 @@ class _Greedy:
 def _neighbourhood(graph: Any, site: Site) -> frozenset[str]:
     """Tensors of the nodes a site claims and of the nodes next to them."""
     tensors = graph.tensors()
-    names = {claim.split(":", 1)[1] for claim in site.claims} | {site.tensor}
+    claimed = {claim.split(":", 1)[1] for claim in site.claims} | {site.tensor}
+    names = {name if name in tensors else name.rpartition("[")[0] for name in claimed}
     near = set(names)
     for name in names & tensors.keys():
         tensor = tensors[name]
