@@ -18,6 +18,7 @@ from onnxnas.protos import (
     MAX_PROTO_BYTES,
     copy_without,
     tensor_bytes,
+    undecodable,
     walk,
     weight_bytes,
 )
@@ -67,6 +68,8 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     path = Path(path)
     model = _parse(path)
     _refuse_versions(model, path)
+    if field := undecodable(model):
+        raise UsageError(f"{path} is damaged: the text in {field} is not UTF-8.")
     for tensor in walk(model, onnx.TensorProto):
         if tensor.data_location == _EXTERNAL:
             _read_external(tensor, path)

@@ -30,6 +30,24 @@ def walk(message: Message, kind: type[M]) -> Iterator[M]:
                 yield from walk(child, kind)
 
 
+def undecodable(message: Message) -> str:
+    """Path of a text field in a message that is not UTF-8; empty if there is none.
+
+    Protobuf lets such a field through, and everything that reads it fails.
+    """
+    if isinstance(message, onnx.TensorProto):  # listing its fields would copy the data
+        return "name" if isinstance(message.name, bytes) else ""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_MESSAGE, field.TYPE_STRING):
+            continue
+        single = isinstance(value, (Message, str, bytes))
+        for child in [value] if single else value:
+            found = undecodable(child) if isinstance(child, Message) else ""
+            if found or isinstance(child, bytes):
+                return f"{field.name}.{found}".rstrip(".")
+    return ""
+
+
 def copy_without(message: M, *skipped: str) -> M:
     """A copy that lacks some top-level fields; what is skipped is never touched."""
     copy: M = type(message)()

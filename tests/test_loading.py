@@ -115,6 +115,13 @@ def test_weights_whose_size_is_wrong(tmp_path: Path) -> None:
     assert "damaged" in refusal(write(tmp_path / "m.onnx", model.SerializeToString()))
 
 
+def test_text_that_is_no_text(tmp_path: Path) -> None:
+    model = small()
+    model.graph.node[0].name = "conv_name"
+    data = model.SerializeToString().replace(b"conv_name", b"conv\xce\xe7ame")
+    assert "graph.node.name is not UTF-8" in refusal(write(tmp_path / "m.onnx", data))
+
+
 @pytest.fixture
 def outside(tmp_path: Path) -> tuple[Path, onnx.ModelProto]:
     """A model with external data, as a file and as it should be read."""
