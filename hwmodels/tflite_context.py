@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from onnxnas.graph import values_of
 from onnxnas.hwmodels.tflite_writer import Quantization, TfliteWriter, int32
@@ -280,7 +280,7 @@ class Context:
         data = np.int8(np.clip(stored, -128, 127)).tobytes()
         return self.writer.tensor(name, [1], "INT8", quantization, data)
 
-    def ints(self, values: Sequence[int] | NDArray[Any], scalar: bool = False) -> int:
+    def ints(self, values: ArrayLike, scalar: bool = False) -> int:
         """An INT32 parameter of an operator: axes, paddings, a shape."""
         array = np.asarray(values, np.int32)
         shape = [] if scalar else array.shape
@@ -299,6 +299,17 @@ class Context:
     ) -> int:
         """Add an operator; see `TfliteWriter.operator`."""
         return self.writer.operator(op, inputs, outputs, table, **options)
+
+    def requantized(self, number: int, quantization: Quantization) -> int:
+        """A tensor in the given quantisation; a QUANTIZE only where it has another."""
+        tensor = self.writer.tensors[number]
+        if tensor.dtype != "INT8" or tensor.quantization == quantization:
+            return number
+        target = self.writer.tensor(
+            f"{tensor.name}/requantized", tensor.shape, "INT8", quantization
+        )
+        self.op("QUANTIZE", [number], [target], "QuantizeOptions")
+        return target
 
     def reshape(self, source: int, target: int) -> None:
         """Add a RESHAPE to the shape of `target`."""

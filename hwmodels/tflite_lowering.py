@@ -18,7 +18,7 @@ from onnxnas.hwmodels import tflite_lowering_elementwise as elementwise
 from onnxnas.hwmodels import tflite_lowering_pool as pools
 from onnxnas.hwmodels import tflite_lowering_shape as shapes
 from onnxnas.hwmodels.tflite_context import CannotLower, Context, WeightCache
-from onnxnas.ops import STANDARD_DOMAINS
+from onnxnas.ops import STANDARD_DOMAINS, macs
 
 Lower = Callable[[Context, Any], None]
 
@@ -31,7 +31,7 @@ LOWERINGS: Mapping[str, Lower] = {
     **dict.fromkeys(
         (
             "Relu", "Sigmoid", "Tanh", "HardSwish", "LeakyRelu", "Elu", "Gelu", "Exp", "Log",
-            "Abs", "Neg",
+            "Abs",
         ),
         elementwise.unary,
     ),
@@ -39,6 +39,7 @@ LOWERINGS: Mapping[str, Lower] = {
     "PRelu": elementwise.prelu,
     "HardSigmoid": elementwise.hard_sigmoid,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum"), elementwise.arithmetic),
+    "Neg": elementwise.negation,
     "Pow": elementwise.power,
     **dict.fromkeys(("MaxPool", "AveragePool"), pools.pool),
     "GlobalAveragePool": pools.global_average_pool,
@@ -73,12 +74,14 @@ class Part:
         op: of the ONNX node.
         tensors: every ONNX tensor it computes, the one it leaves behind last.
         operators: numbers of its TFLite operators; none where it costs nothing.
+        macs: multiply-accumulates.
         reason: why it was cut out; empty otherwise.
     """
 
     op: str
     tensors: tuple[str, ...]
     operators: range
+    macs: int
     reason: str = ""
 
 
@@ -139,7 +142,8 @@ def _part(ctx: Context, node: Any) -> Part:
             ctx.flattened.pop(tensor.name, None)
     nodes = [node, *ctx.absorbed]
     tensors = tuple(t.name for n in nodes for t in n.outputs if t.name)
-    return Part(node.op, tensors, range(start, len(ctx.writer.operators)), reason)
+    operators = range(start, len(ctx.writer.operators))
+    return Part(node.op, tensors, operators, sum(macs(n) for n in nodes), reason)
 
 
 def _lowering(ctx: Context, node: Any) -> Lower:

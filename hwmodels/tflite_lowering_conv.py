@@ -80,12 +80,13 @@ def conv_transpose(ctx: Context, node: Any) -> None:
     sizes = list(ctx.shape(x)[2:])
     wanted = list(ctx.shape(y)[2:])
     full = [(i - 1) * s + k for i, s, k in zip(sizes, strides, kernel, strict=True)]
+    begins = _transposed_begins(node, full, wanted)
     same = all(
-        w == i * s and k >= s for w, i, s, k in zip(wanted, sizes, strides, kernel, strict=True)
+        w == i * s and k >= s and b == (k - s) // 2
+        for w, i, s, k, b in zip(wanted, sizes, strides, kernel, begins, strict=True)
     )
-    if not same and any(w > max(f, i * s) for w, f, i, s in zip(wanted, full, sizes, strides)):
-        raise CannotLower("has output padding beyond what the kernel covers")
-    computed = wanted if same else [max(f, i * s) for f, i, s in zip(full, sizes, strides)]
+    whole = [max(f, i * s) for f, i, s in zip(full, sizes, strides, strict=True)]
+    computed = wanted if same else whole
     bias = _bias(ctx, node, 2, channels)
 
     source = ctx.read(x, channels_last(4))
@@ -110,10 +111,19 @@ def conv_transpose(ctx: Context, node: Any) -> None:
         StrideH=strides[0],
     )
     if raw != target:
-        begins = [int(p) for p in (node.attrs.get("pads") or (0, 0, 0, 0))[:2]]
-        begins = [min(b, c - w) for b, c, w in zip(begins, computed, wanted, strict=True)]
+        if any(b + w > c for b, w, c in zip(begins, wanted, computed, strict=True)):
+            raise CannotLower("has output padding beyond what the kernel covers")
         size = [batch, *wanted, channels]
         ctx.op("SLICE", [raw, ctx.ints([0, *begins, 0]), ctx.ints(size)], [target], "SliceOptions")
+
+
+def _transposed_begins(node: Any, full: list[int], wanted: list[int]) -> list[int]:
+    """Rows and columns dropped before the result."""
+    mode = node.attrs.get("auto_pad", "NOTSET")
+    if mode == "NOTSET" and "output_shape" not in node.attrs:
+        return [int(p) for p in (node.attrs.get("pads") or (0, 0, 0, 0))[:2]]
+    total = [max(0, f - w) for f, w in zip(full, wanted, strict=True)]
+    return [(t + (mode == "SAME_LOWER")) // 2 for t in total]
 
 
 def gemm(ctx: Context, node: Any) -> None:
@@ -213,10 +223,7 @@ def _fully_connected(
     quantization = Quantization(tuple(scales))
     filters = ctx.writer.tensor(weight.name, (rows, columns), "INT8", quantization, data)
     biases = _bias_tensor(ctx, node, bias, source, scales)
-    if output is node.outputs[0]:
-        output, activation = ctx.fused_activation(output)
-    else:
-        output, activation = ctx.fused_activation(output)
+    output, activation = ctx.fused_activation(output)
     target = ctx.write(output, plain(len(ctx.shape(output))))
     ctx.op(
         "FULLY_CONNECTED",
@@ -288,7 +295,7 @@ def _quantized(
         stored = np.frombuffer(data, np.int8).reshape(filters.shape).swapaxes(0, channel_axis)
         return stored.transpose(order).tobytes(), scales
 
-    return ctx.weights.get(weight, ("filters", order), quantize)
+    return ctx.weights.get(weight, ("filters", order, channel_axis), quantize)
 
 
 def _per_channel(matrix: NDArray[Any]) -> tuple[bytes, tuple[float, ...]]:

@@ -29,7 +29,6 @@ _UNARY: Mapping[str, tuple[str, str]] = {
     "Exp": ("EXP", "ExpOptions"),
     "Log": ("LOG", ""),
     "Abs": ("ABS", "AbsOptions"),
-    "Neg": ("NEG", "NegOptions"),
 }
 """ONNX operator -> TFLite operator and its options table."""
 
@@ -135,9 +134,9 @@ def arithmetic(ctx: Context, node: Any) -> None:
 
     A division by a constant is a product with its reciprocal, as converters make it.
     """
-    if node.op == "Add" and any(ctx.scalar(t) == 3.0 for t in node.inputs):
-        if hard_swish(ctx, node, 6.0):
-            return
+    three = node.op == "Add" and any(ctx.scalar(t) == 3.0 for t in node.inputs)
+    if three and hard_swish(ctx, node, 6.0):
+        return
     op, table = _BINARY[node.op]
     operands = [t for t in node.inputs if t.name]
     rank = len(ctx.shape(node.outputs[0]))
@@ -157,6 +156,8 @@ def arithmetic(ctx: Context, node: Any) -> None:
     output, options = node.outputs[0], {}
     if table != "MaximumMinimumOptions":
         output, options["FusedActivationFunction"] = ctx.fused_activation(output)
+    else:  # both operands and the result must share one quantisation
+        numbers = [ctx.requantized(n, ctx.quantization(output.name)) for n in numbers]
     source = numbers[0]
     for i, number in enumerate(numbers[1:], 1):
         if i == len(numbers) - 1:
@@ -168,6 +169,14 @@ def arithmetic(ctx: Context, node: Any) -> None:
             target = ctx.temporary(name, sizes, ctx.quantization(output.name))
             ctx.op(op, [source, number], [target], table)
         source = target
+
+
+def negation(ctx: Context, node: Any) -> None:
+    """Neg: MUL with -1."""
+    x, y = node.inputs[0], node.outputs[0]
+    source = ctx.read(x)
+    target = ctx.write(y, ctx.layout(x))
+    ctx.op("MUL", [source, ctx.filled(f"{y.name}/minus", -1.0)], [target], "MulOptions")
 
 
 def power(ctx: Context, node: Any) -> None:

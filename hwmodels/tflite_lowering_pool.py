@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxnas.hwmodels.tflite_context import CannotLower, Context, channels_last, plain
 from onnxnas.hwmodels.tflite_padding import padded_input, window
-from onnxnas.hwmodels.tflite_writer import Quantization
+from onnxnas.hwmodels.tflite_writer import Quantization, int32
 
 _REDUCTIONS: Mapping[str, str] = {
     "ReduceMean": "MEAN",
@@ -55,20 +55,29 @@ def pool(ctx: Context, node: Any) -> None:
 
 
 def global_average_pool(ctx: Context, node: Any) -> None:
-    """GlobalAveragePool: MEAN over the spatial axes."""
-    rank = len(ctx.shape(node.inputs[0]))
-    _reduce(ctx, node, "MEAN", list(range(2, rank)), keep=True)
+    """GlobalAveragePool: MEAN over the spatial axes; for several images, which Vela's MEAN
+    does not take, an average pool as large as the image.
+    """
+    shape = ctx.shape(node.inputs[0])
+    if len(shape) == 4 and shape[0] > 1:
+        _global_pool(ctx, node, "AVERAGE_POOL_2D")
+    else:
+        _reduce(ctx, node, "MEAN", list(range(2, len(shape))), keep=True)
 
 
 def global_max_pool(ctx: Context, node: Any) -> None:
     """GlobalMaxPool: a MAX_POOL_2D as large as the image."""
+    _global_pool(ctx, node, "MAX_POOL_2D")
+
+
+def _global_pool(ctx: Context, node: Any, op: str) -> None:
     x, y = node.inputs[0], node.outputs[0]
     shape = ctx.shape(x)
     if len(shape) != 4:
         raise CannotLower(f"is a {len(shape) - 2}-D pool")
     source = ctx.read(x, channels_last(4))
     ctx.op(
-        "MAX_POOL_2D",
+        op,
         [source],
         [ctx.write(y, like=source)],
         "Pool2DOptions",
@@ -101,9 +110,46 @@ def _reduce(ctx: Context, node: Any, op: str, axes: list[int], keep: bool) -> No
         # What remains would lie in an order that no layout of the result names.
         layout = plain(len(layout))
         source = ctx.read(x, layout)
-    target = ctx.write(y, layout if keep else plain(len(ctx.shape(y))))
+    averaged = op in ("MEAN", "SUM")
+    target = ctx.write(
+        y,
+        layout if keep else plain(len(ctx.shape(y))),
+        like=None if averaged else source,
+    )
+    if op == "MEAN" and [layout.index(a) for a in axes] == [3] and ctx.shape_of(source)[1] != 1:
+        _channel_mean(ctx, source, target, keep)
+        return
     numbers = ctx.ints([layout.index(a) for a in sorted(axes)])
     ctx.op(op, [source, numbers], [target], "ReducerOptions", KeepDims=keep)
+
+
+def _channel_mean(ctx: Context, source: int, target: int, keep: bool) -> None:
+    """The mean over channels as a 1x1 convolution: the NPU has no other."""
+    n, h, w, channels = ctx.shape_of(source)
+    name = ctx.writer.tensors[target].name
+    filters = ctx.writer.tensor(
+        f"{name}/weights",
+        (1, 1, 1, channels),
+        "INT8",
+        Quantization((1 / (127 * channels),)),
+        np.full(channels, 127, np.int8).tobytes(),
+    )
+    units = Quantization((ctx.quantization_of(source).scales[0] / (127 * channels),))
+    bias = ctx.writer.tensor(f"{name}/bias", [1], "INT32", units, int32([0]))
+    result = target if keep else ctx.like(target, f"{name}/kept", [n, h, w, 1])
+    ctx.op(
+        "CONV_2D",
+        [source, filters, bias],
+        [result],
+        "Conv2DOptions",
+        Padding="VALID",
+        StrideW=1,
+        StrideH=1,
+        DilationWFactor=1,
+        DilationHFactor=1,
+    )
+    if not keep:
+        ctx.reshape(result, target)
 
 
 def softmax(ctx: Context, node: Any) -> None:

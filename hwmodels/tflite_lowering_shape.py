@@ -27,9 +27,7 @@ def cast(ctx: Context, node: Any) -> None:
     x, y = node.inputs[0], node.outputs[0]
     edge = not x.inputs or all(not t.outputs for t in node.outputs)
     floats = [t.dtype is not None and np.issubdtype(t.dtype, np.floating) for t in (x, y)]
-    if floats[0] == floats[1] and (floats[0] or x.inputs):
-        ctx.alias(y, x)
-    elif edge and x.inputs:
+    if (x.inputs and (edge or floats[0] == floats[1])) or all(floats):
         ctx.alias(y, x)
     elif edge:
         ctx.inputs.append(ctx.write(y))  # the image comes in already quantised
@@ -133,12 +131,14 @@ def concat(ctx: Context, node: Any) -> None:
     rank = len(ctx.shape(y))
     first = next((t for t in node.inputs if ctx.constant(t) is None), node.inputs[0])
     layout = ctx.layout(first)
-    sources = [ctx.read(t, layout) for t in node.inputs]
-    if len(sources) == 1:
+    if len(node.inputs) == 1:
         ctx.alias(y, first)
         return
     axis = layout.index(int(node.attrs["axis"]) % rank)
+    sources = [ctx.read(t, layout) for t in node.inputs]
     target = ctx.write(y, layout)
+    common = ctx.quantization_of(target)  # TFLite joins without rescaling
+    sources = [ctx.requantized(s, common) for s in sources]
     ctx.op("CONCATENATION", sources, [target], "ConcatenationOptions", Axis=axis)
 
 
@@ -172,8 +172,8 @@ def slices(ctx: Context, node: Any) -> None:
     for axis, start, stride in zip(axes, starts, steps, strict=True):
         if stride < 1:
             raise CannotLower("reverses an axis")
-        size = shape[int(axis)]
-        begin[int(axis)] = int(np.clip(start + size if start < 0 else start, 0, size))
+        length = shape[int(axis)]
+        begin[int(axis)] = int(np.clip(start + length if start < 0 else start, 0, length))
         step[int(axis)] = int(stride)
     source, layout = ctx.read(x), ctx.layout(x)
     target = ctx.write(y, layout, like=source)
@@ -259,7 +259,7 @@ def resize(ctx: Context, node: Any) -> None:
         half = half and any(a % b for a, b in zip(after[2:], before[2:], strict=True))
     elif mode in ("linear", "bilinear"):
         op, table = "RESIZE_BILINEAR", "ResizeBilinearOptions"
-        target = ctx.write(y)
+        target = ctx.write(y, like=source)
     else:
         raise CannotLower(f"mode {mode!r} has no TFLite form")
     options = {"AlignCorners": corners, "HalfPixelCenters": half}

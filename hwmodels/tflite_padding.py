@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from onnxnas.hwmodels.tflite_context import CannotLower, Context
 from onnxnas.ops import resolve_pads
 
@@ -43,12 +45,12 @@ def window(ctx: Context, node: Any, kernel: Sequence[int]) -> Window:
     fill = [1] * (2 - count)
 
     def axes(name: str) -> list[int]:
-        return fill + [int(v) for v in node.attrs.get(name) or [1] * count]
+        return [*fill, *(int(v) for v in node.attrs.get(name) or [1] * count)]
 
     sizes, results = [*fill, *x], [*fill, *y]
     extent = [*fill, *(int(k) for k in kernel)]
     strides, dilations = axes("strides"), axes("dilations")
-    begins = fill_zero(_begins(node, sizes, extent, strides, dilations, count), count)
+    begins = [0] * (2 - count) + _begins(node, sizes, extent, strides, dilations, count)
     needed = [
         (o - 1) * s + (k - 1) * d + 1 - i
         for o, s, k, d, i in zip(results, strides, extent, dilations, sizes, strict=True)
@@ -87,7 +89,9 @@ def padded_input(
     n, h, w, c = ctx.shape_of(source)
     padded = ctx.like(source, f"{name}/padded", [n, h + top + bottom, w + left + right, c])
     amounts = ctx.ints([[0, 0], [top, bottom], [left, right], [0, 0]])
-    if lowest:
+    if max(view.strides) > _SAME_STRIDE:
+        _border(ctx, source, padded, view.pads, lowest)
+    elif lowest:
         value = ctx.filled(f"{name}/lowest", -1e9, like=ctx.quantization_of(source))
         ctx.op("PADV2", [source, amounts, value], [padded], "PadV2Options")
     else:
@@ -95,9 +99,31 @@ def padded_input(
     return padded, "VALID"
 
 
-def fill_zero(values: Sequence[int], count: int) -> list[int]:
-    """Values of one or two spatial axes as two, the missing one 0."""
-    return [0] * (2 - count) + [int(v) for v in values]
+def _border(
+    ctx: Context, source: int, target: int, pads: tuple[int, int, int, int], lowest: bool
+) -> None:
+    """Padding by joining constants to the sides.
+
+    Vela would merge a PAD into the window and then refuse it for its large stride.
+    """
+    quantization = ctx.quantization_of(source)
+    value = -128 if lowest else quantization.zero_point
+    sides = [(1, pads[0], pads[2]), (2, pads[1], pads[3])]
+    sides = [side for side in sides if side[1] or side[2]]
+    for i, (axis, before, after) in enumerate(sides):
+        shape = list(ctx.shape_of(source))
+        name = f"{ctx.writer.tensors[target].name}/{axis}"
+        pieces = [source]
+        for size, place in ((before, 0), (after, 2)):
+            border = [*shape[:axis], size, *shape[axis + 1 :]]
+            data = np.full(border, value, np.int8).tobytes()
+            if size:
+                constant = ctx.writer.tensor(f"{name}/{place}", border, "INT8", quantization, data)
+                pieces.insert(place, constant)
+        shape[axis] += before + after
+        joined = target if i == len(sides) - 1 else ctx.like(source, name, shape)
+        ctx.op("CONCATENATION", pieces, [joined], "ConcatenationOptions", Axis=axis)
+        source = joined
 
 
 def _begins(

@@ -46,7 +46,6 @@ _VERSIONS: Mapping[str, int] = {
     "PRELU": 1,
     "ELU": 1,
     "EXP": 1,
-    "NEG": 1,
     "ABS": 2,
     "RELU_0_TO_1": 1,
     "RELU_N1_TO_1": 1,

@@ -94,7 +94,7 @@ class VelaCostModel(CostModel):
             kind=self.target.kind,
             cycles=cycles,
             seconds=cycles / self.target.clock_hz,
-            macs=compiled.macs if compiled else 0,
+            macs=sum(k.macs for k in kernels),
             peak_bytes=_peak_bytes(compiled) if compiled else {},
             weight_bytes=compiled.weight_bytes if compiled else 0,
             kernels=tuple(kernels),
@@ -130,7 +130,6 @@ class _Booking:
     """What the compiler says about the operators of one part."""
 
     cycles: int = 0
-    macs: int = 0
     kind: str = ""
     longest: int = -1
     cpu: str = ""
@@ -139,7 +138,7 @@ class _Booking:
 
 
 def _kernels(parts: Sequence[Part], compiled: Compiled | None) -> list[KernelCost]:
-    """Cycles of the compiler's operators booked on parts; parts that run inside others join them."""
+    """Cycles of the compiler's operators, booked on parts; what runs inside another joins it."""
     bookings = _bookings(parts, compiled) if compiled else [_Booking() for _ in parts]
     joined: list[list[int]] = [[i] for i in range(len(parts))]
     home = list(range(len(parts)))
@@ -157,10 +156,10 @@ def _kernels(parts: Sequence[Part], compiled: Compiled | None) -> list[KernelCos
         kernels.append(
             KernelCost(
                 output=parts[members[-1]].tensors[-1],
-                op=booking.kind or part.op,
+                op=part.op if reason else booking.kind or part.op,
                 tensors=tuple(t for m in members for t in parts[m].tensors),
                 cycles=None if reason else float(sum(bookings[m].cycles for m in members)),
-                macs=sum(bookings[m].macs for m in members),
+                macs=sum(parts[m].macs for m in members),
                 reason=reason,
             )
         )
@@ -180,11 +179,10 @@ def _bookings(parts: Sequence[Part], compiled: Compiled) -> list[_Booking]:
         else:
             booking.inside.add(leader)
         booking.cycles += row.cycles
-        booking.macs += row.macs
-        if row.cycles > booking.longest:
-            booking.longest, booking.kind = row.cycles, row.kind
         if row.kind == _CPU:
             booking.cpu = _cpu_reason(row.tensor, compiled.messages)
+        elif row.cycles > booking.longest:
+            booking.longest, booking.kind = row.cycles, row.kind
     return bookings
 
 

@@ -245,7 +245,8 @@ class _Worker:
         )
 
     def ask(self, request: Mapping[str, str], tflite: bytes) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         header = json.dumps({**request, "size": len(tflite)}) + "\n"
         try:
             self._process.stdin.write(header.encode() + tflite)
