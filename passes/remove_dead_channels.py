@@ -74,11 +74,8 @@ class RemoveDeadChannels(Pass):
                 )
             if not len(dead.channels):
                 continue
-            count = f"{len(dead.channels)} of {group.size} channels"
-            params = {"dead": tuple(dead.channels.tolist()), "folded": dead.folded}
-            kinds = f"{len(dead.channels) - dead.unread} constant, {dead.unread} unread"
-            choice = Choice("remove", params, note=f"{count} removed: {kinds}")
-            yield Site(self.name, group.name, (choice,), group.claims, {"channels": group.size})
+            choices = _choices(group, known, dead, target.channel_multiples)
+            yield Site(self.name, group.name, choices, group.claims, {"channels": group.size})
 
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
         group = _group_now(rw, site)
@@ -93,6 +90,24 @@ class RemoveDeadChannels(Pass):
         resize_group(rw, group, np.setdiff1d(np.arange(group.size), dead).tolist())
 
 
+def _choices(
+    group: Group, known: Mapping[str, Values], dead: _Dead, multiples: tuple[int, ...]
+) -> tuple[Choice, ...]:
+    """All dead channels, or so many that a width is left that the target works in."""
+    left = group.size - len(dead.channels)
+    widths = {-(-left // m) * m: f"remove-to-multiple-of-{m}" for m in sorted(multiples)}
+    choices = []
+    for width, label in sorted({**widths, left: "remove"}.items()):
+        if width >= group.size:
+            continue
+        some = dead if width == left else _dead(group, known, most=group.size - width)
+        count = f"{len(some.channels)} of {group.size} channels"
+        kinds = f"{len(some.channels) - some.unread} constant, {some.unread} unread"
+        params = {"dead": tuple(some.channels.tolist()), "folded": some.folded}
+        choices.append(Choice(label, params, note=f"{count} removed: {kinds}"))
+    return tuple(choices)
+
+
 def _group_now(rw: Rewriter, site: Site) -> Group:
     rw.tensor(site.tensor)
     group = Coupling.of(rw.graph).group(site.tensor)
@@ -103,7 +118,7 @@ def _group_now(rw: Rewriter, site: Site) -> Group:
     return group
 
 
-def _dead(group: Group, known: Mapping[str, Values]) -> _Dead:
+def _dead(group: Group, known: Mapping[str, Values], most: int | None = None) -> _Dead:
     every = np.arange(group.size)
     constant, removable, unread = (np.ones(group.size, bool) for _ in range(3))
     for use in group.consumers:
@@ -120,7 +135,8 @@ def _dead(group: Group, known: Mapping[str, Values]) -> _Dead:
     stuck = int((constant & ~removable).sum())
     if removable.all():  # a tensor without channels does not exist
         removable[0] = False
-    dead = _Dead(np.flatnonzero(removable), stuck, int((removable & unread).sum()))
+    channels = np.flatnonzero(removable)[:most]
+    dead = _Dead(channels, stuck, int(unread[channels].sum()))
     for use in group.consumers:
         at = np.concatenate([positions(run, dead.channels) for run in use.runs])
         x = use.node.inputs[0]

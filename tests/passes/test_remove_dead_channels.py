@@ -233,3 +233,16 @@ def test_real_networks(name: str, dead: dict[str, int]) -> None:
     assert {t: len(s.choices[0].params["dead"]) for t, s in sites.items()} == dead
     result = rewriting.rewrite(PASS, model, dict.fromkeys(sites, "remove"))
     assert_same_outputs(model, result, random_feeds(model, seed=3))
+
+
+def test_a_width_the_target_works_in_is_offered_too() -> None:
+    b = ModelBuilder([1, 3, 8, 8])
+    y = b.op("Sigmoid", b.conv(b.x, 3, 14, 3, out="first"))
+    b.conv(y, 14, 5, out="second")
+    kill(b, "first", [1, 3, 4, 8, 13])
+    model = b.build("second")
+    sites, _ = rewriting.find(PASS, model)  # multiples of 4 and 8
+    assert [c.label for c in sites["first"].choices] == ["remove", "remove-to-multiple-of-4"]
+    result = rewriting.rewrite(PASS, model, {"first": "remove-to-multiple-of-4"})
+    assert width(result, "first") == 12
+    assert_same_outputs(model, result)
