@@ -18,7 +18,7 @@ _CARRY = frozenset(
 """Operators whose output is their first input in another form."""
 
 _STEPS = frozenset({"Ceil", "Floor", "Round", "Sign"})
-_SATURATING = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Tanh"})
+_SATURATING = frozenset({"Clip", "HardSigmoid", "LogSoftmax", "Relu", "Sigmoid", "Softmax", "Tanh"})
 _FLOATS = frozenset({"float", "double", "float16", "bfloat16"})
 
 
