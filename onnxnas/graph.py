@@ -23,7 +23,7 @@ from onnxnas.protos import (
     weight_bytes,
     without_weights,
 )
-from onnxnas.roundtrip import export_graph, import_graph, restore
+from onnxnas.roundtrip import export_graph, import_graph, restore, silenced
 
 Shape = tuple[int | str | None, ...]
 _SMALL = 1024
@@ -217,7 +217,8 @@ def static_view(graph: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> Any:
             tensor.shape = None
     _infer_or_refuse(view)
     if any(node.op in _SHAPE_OPS for node in view.nodes):
-        view.fold_constants(size_threshold=1 << 20).cleanup()
+        with silenced():
+            view.fold_constants(size_threshold=1 << 20).cleanup()
         _infer_or_refuse(view)
     view.cleanup().toposort()
     return view

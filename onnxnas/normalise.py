@@ -5,8 +5,6 @@ The heavy lifting is onnxslim's; what it returns is used only if it passes our o
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,7 +19,7 @@ from onnxnas.errors import OnnxnasError, UnsupportedError, UsageError, Verificat
 from onnxnas.graph import check_model, contract
 from onnxnas.probes import stepped_outputs
 from onnxnas.protos import MAX_PROTO_BYTES, first_line, walk, weight_bytes
-from onnxnas.roundtrip import restore
+from onnxnas.roundtrip import restore, silenced
 from onnxnas.runtime import KINDS, Session, sample_feeds
 
 _Shapes = Mapping[str, tuple[int, ...]]
@@ -154,8 +152,8 @@ def _slim(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     logger = logging.getLogger("onnxslim")
-    level, silence = logger.level, io.StringIO()
-    with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+    level = logger.level
+    with silenced():
         # Tied weights are one tensor with several readers, which most rewrites must decline.
         slim = onnxslim.slim(copy, skip_optimizations=["weight_tying"])
     logger.setLevel(level)

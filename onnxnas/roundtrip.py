@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -11,6 +15,29 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxnas.errors import UnsupportedError
 from onnxnas.protos import attribute_kind, first_line, walk
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Keep tools that log to the terminal quiet, those written in C++ too, while they run."""
+    sys.stderr.flush()
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+        G_LOGGER.suppress(),
+    ):
+        try:
+            terminal = os.dup(2)
+        except OSError:  # the process has no standard error
+            yield
+            return
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def import_graph(model: onnx.ModelProto) -> Any:
