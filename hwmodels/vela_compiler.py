@@ -19,7 +19,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -151,7 +151,8 @@ class VelaCompiler:
         self._request = system.request()
         self._cache = None if cache_dir is None else _DiskCache(cache_dir / "vela")
         self._memory: OrderedDict[str, Future[Compiled]] = OrderedDict()
-        self._pool = _Pool(jobs or _cores())
+        self._jobs = jobs or _cores()
+        self._start()
         about = json.dumps([_FORMAT, version("ethos-u-vela"), asdict(system), self._request])
         self._key = hashlib.blake2b(about.encode(), digest_size=20)
 
@@ -167,7 +168,7 @@ class VelaCompiler:
         if future is None or (future.done() and (future.cancelled() or future.exception())):
             known = None if self._cache is None else self._cache.read(key)
             if known is None:
-                future = self._pool.submit(lambda worker: self._compile(worker, key, tflite))
+                future = self._crew.submit(lambda worker: self._compile(worker, key, tflite))
             else:
                 future = Future()
                 future.set_result(known)
@@ -179,7 +180,15 @@ class VelaCompiler:
 
     def cancel(self) -> None:
         """Drop all compiles that are not done; later ones start new workers."""
-        self._pool.close()
+        for key, future in list(self._memory.items()):
+            if not future.done():
+                del self._memory[key]
+        self._finish()
+        self._start()
+
+    def _start(self) -> None:
+        self._crew = _Crew(self._jobs)
+        self._finish = weakref.finalize(self, self._crew.end)
 
     def _compile(self, worker: _Worker, key: str, tflite: bytes) -> Compiled:
         answer = worker.ask(self._request, tflite)
@@ -275,42 +284,37 @@ class _Worker:
                 pipe.close()
 
 
-class _Pool:
+class _Crew:
     """Threads that each drive one worker process; both start when they are first needed."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._open()
+        self._threads = ThreadPoolExecutor(size, "vela")
+        self._own = threading.local()
+        self._lock = threading.Lock()
+        self._workers: list[_Worker] | None = []  # None: this crew has ended
 
     def submit(self, task: Callable[[_Worker], Compiled]) -> Future[Compiled]:
         """Run a task on the next free worker."""
-        own, workers = self._own, self._workers
+        return self._threads.submit(lambda: task(self._worker()))
 
-        def run() -> Compiled:
-            worker: _Worker | None = getattr(own, "worker", None)
-            if worker is None or worker.closed:
-                worker = own.worker = _Worker()
-                workers.append(worker)
-            return task(worker)
-
-        return self._threads.submit(run)
-
-    def close(self) -> None:
+    def end(self) -> None:
         """End all workers, whatever they are doing."""
-        self._finish()
-        self._open()
+        with self._lock:
+            workers, self._workers = self._workers or [], None
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.close()
 
-    def _open(self) -> None:
-        self._own = threading.local()
-        self._workers: list[_Worker] = []
-        self._threads = ThreadPoolExecutor(self._size, "vela")
-        self._finish = weakref.finalize(self, _end, self._threads, self._workers)
-
-
-def _end(threads: ThreadPoolExecutor, workers: list[_Worker]) -> None:
-    threads.shutdown(wait=False, cancel_futures=True)
-    for worker in workers:
-        worker.close()
+    def _worker(self) -> _Worker:
+        """The worker of this thread; a new one in place of one that crashed."""
+        worker: _Worker | None = getattr(self._own, "worker", None)
+        if worker is None or worker.closed:
+            with self._lock:
+                if self._workers is None:
+                    raise CancelledError
+                worker = self._own.worker = _Worker()
+                self._workers.append(worker)
+        return worker
 
 
 def _cores() -> int:

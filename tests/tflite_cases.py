@@ -32,7 +32,7 @@ def ints(b: Builder, *values: int) -> str:
 
 
 def number(b: Builder, value: float) -> str:
-    return b.const(np.float32(value))
+    return b.const(np.asarray(value, np.float32))
 
 
 def scales(b: Builder, factor: float) -> str:
@@ -147,6 +147,10 @@ def batch_of_four(b: Builder) -> str:
     return b.op("Gemm", b.op("Flatten", y), b.weight(8, 5))
 
 
+def lower_rank(b: Builder) -> str:
+    return b.op("Add", b.x, b.op("Reshape", b.op("GlobalAveragePool", b.x), ints(b, 8, 1, 1)))
+
+
 def head(b: Builder) -> str:
     y = b.op("Transpose", b.conv(b.x, 8, 12), perm=[0, 2, 3, 1])
     return b.op("Reshape", y, ints(b, 1, -1, 4))
@@ -212,9 +216,7 @@ CASES: dict[str, Case] = {
         lambda b: b.op("Div", b.x, b.const(np.linspace(0.5, 2, 8, dtype=np.float32)[:, None, None]))
     ),
     "square": Case(lambda b: b.op("Pow", b.x, number(b, 2))),
-    "lower rank": Case(
-        lambda b: b.op("Add", b.x, b.op("Reshape", b.op("GlobalAveragePool", b.x), ints(b, 8, 1, 1)))
-    ),
+    "lower rank": Case(lower_rank),
     **{f"hard-swish, {s}": Case(hard_swish(s)) for s in (
         "divide last", "divide first", "multiply", "gate",
     )},
