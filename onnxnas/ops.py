@@ -161,17 +161,22 @@ def producer(tensor: Any) -> Any | None:
 
 
 def macs(node: Any) -> int:
-    """Multiply-accumulates of a node whose tensors have static shapes; 0 for data movement."""
+    """Multiply-accumulates of a node in a static view; 0 for data movement.
+
+    Also 0 behind an operator of unknown shape: such a node has no cost either, with that reason.
+    """
+    known = [t.shape for t in (*node.inputs[:2], *node.outputs[:1])]
+    if node.op not in _MAC_OPS or any(shape is None for shape in known):
+        return 0
+    x, w, y = known
     if node.op == "Conv":
-        return _volume(node.outputs[0].shape) * _volume(node.inputs[1].shape[1:])
+        return _volume(y) * _volume(w[1:])
     if node.op == "ConvTranspose":
-        return _volume(node.inputs[0].shape) * _volume(node.inputs[1].shape[1:])
-    if node.op == "MatMul":
-        return _volume(node.outputs[0].shape) * int(node.inputs[0].shape[-1])
-    if node.op == "Gemm":
-        inner = node.inputs[0].shape[0 if node.attrs.get("transA") else 1]
-        return _volume(node.outputs[0].shape) * int(inner)
-    return 0
+        return _volume(x) * _volume(w[1:])
+    return _volume(y) * int(x[0 if node.attrs.get("transA") else -1])
+
+
+_MAC_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def _volume(shape: Sequence[int]) -> int:
