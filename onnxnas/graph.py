@@ -163,49 +163,66 @@ def to_model(
     return model
 
 
-def infer_shapes(graph: Any) -> None:
+def infer_shapes(graph: Any, *, strict: bool = False) -> None:
     """Set shape and dtype of every intermediate tensor, in place.
 
     Runs ONNX shape inference on a skeleton in which weights are bare shapes, so no lazy weight
     is computed and the cost does not depend on the model's size. Tensors inference says nothing
-    about keep what they had only if no rewrite could have changed it (subgraph bodies); others
-    become unknown (`shape` None).
+    about become unknown (`shape` None), but what operators unknown to ONNX write keeps the shape
+    it was declared with. Declared shapes of graph outputs stay; only open ones are filled in.
+
+    Args:
+        graph: `gs.Graph`.
+        strict: fail where operators do not fit together, rather than leave shapes open.
+
+    Raises:
+        Exception: onnx's own, of several kinds, where the graph contradicts itself.
     """
-    skeleton = _skeleton(graph)
-    inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(
+        _skeleton(graph), strict_mode=strict, data_prop=True
+    )
     known = {v.name: v for v in [*inferred.graph.value_info, *inferred.graph.output]}
     outputs = {id(t) for t in graph.outputs}
     for node in graph.nodes:
         for tensor in node.outputs:
             info = known.get(tensor.name)
-            if info is None or not info.type.HasField("tensor_type"):
-                continue
-            shape = _shape(info)
+            if info is not None and info.type.WhichOneof("value") not in (None, "tensor_type"):
+                continue  # a sequence, an optional
+            shape = None if info is None else _shape(info)
             if id(tensor) in outputs and tensor.shape is not None:
-                # The contract's symbol names stay; inference only fills what it leaves open.
-                shape = (
-                    tuple(
-                        new
-                        if isinstance(new, int) and not isinstance(old, int) and old is None
-                        else old
-                        for old, new in zip(tensor.shape, shape or (), strict=False)
-                    )
-                    if shape is not None and len(shape) == len(tensor.shape)
-                    else tensor.shape
-                )
-            tensor.shape = None if shape is None else list(shape)
-            if info.type.tensor_type.elem_type:
-                tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+                shape = _filled_in(tuple(tensor.shape), shape)
+            if shape is not None or not _is_opaque(node):
+                tensor.shape = None if shape is None else list(shape)
+            kind = 0 if info is None else info.type.tensor_type.elem_type
+            if kind:
+                dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+                # graphsurgeon keeps the number where NumPy itself lacks the type.
+                tensor.dtype = dtype if dtype.isbuiltin == 1 else kind
+
+
+def _filled_in(declared: Shape, inferred: Shape | None) -> Shape:
+    if inferred is None or len(inferred) != len(declared):
+        return declared
+    return tuple(
+        new if old is None and is_static(new) else old
+        for old, new in zip(declared, inferred, strict=True)
+    )
+
+
+def _is_opaque(node: Any) -> bool:
+    """Whether shape inference cannot know what a node writes."""
+    return not onnx.defs.has(node.op, node.domain or "")
 
 
 def static_view(graph: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> Any:
     """A copy in which every input has a fixed shape, and all others follow from it.
 
-    This is what a cost model sees. The graph itself, and so the exported contract, keeps its
-    dynamic dimensions. Shape computations that become constant are folded.
+    This is what a cost model sees; where a shape depends on data, it stays unknown. The graph
+    itself, and so the exported contract, keeps its dynamic dimensions. Shape computations that
+    become constant are folded.
 
     Raises:
-        UsageError: a shape does not fit the model, or a tensor stays dynamic.
+        UsageError: an input stays dynamic, or the operators do not accept the shapes.
     """
     view = graph.copy()
     for tensor in view.inputs:
@@ -213,7 +230,7 @@ def static_view(graph: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> Any:
     for tensor in view.outputs:
         tensor.shape = None
     for tensor in view.tensors().values():
-        if isinstance(tensor, gs.Variable) and tensor.inputs:
+        if isinstance(tensor, gs.Variable) and tensor.inputs and not _is_opaque(tensor.inputs[0]):
             tensor.shape = None
     _infer_or_refuse(view)
     if any(node.op in _SHAPE_OPS for node in view.nodes):
@@ -229,7 +246,7 @@ _SHAPE_OPS = frozenset({"Shape", "ConstantOfShape", "Range", "NonZero", "Size"})
 
 def _infer_or_refuse(view: Any) -> None:
     try:
-        infer_shapes(view)
+        infer_shapes(view, strict=True)
     except Exception as error:
         sizes = ", ".join(f"{t.name}:{','.join(map(str, t.shape))}" for t in view.inputs)
         raise UsageError(
@@ -318,8 +335,14 @@ def count_parameters(graph: Any) -> int:
     return sum(
         int(np.prod(t.shape, dtype=np.int64))
         for t in graph.tensors().values()
-        if isinstance(t, gs.Constant) and np.dtype(t.dtype).kind == "f"
+        if isinstance(t, gs.Constant) and _is_float(t.dtype)
     )
+
+
+def _is_float(dtype: Any) -> bool:
+    if isinstance(dtype, int):  # the ONNX number of a type that NumPy lacks
+        return "FLOAT" in onnx.TensorProto.DataType.Name(dtype)
+    return bool(np.dtype(dtype).kind == "f")
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:
@@ -362,7 +385,7 @@ def _skeleton(graph: Any) -> onnx.ModelProto:
             shape, dtype = tuple(tensor.shape), tensor.export_dtype
             tensor.to_variable(dtype=dtype, shape=shape).type = "tensor_type"
             weights.append(tensor)
-        elif isinstance(tensor, gs.Variable) and tensor.inputs:
+        elif isinstance(tensor, gs.Variable) and tensor.inputs and not _is_opaque(tensor.inputs[0]):
             tensor.shape, tensor.dtype = None, None
     view.inputs = [*view.inputs, *weights]
     return export_graph(view)
