@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _EVERY_S = 5.0
 """Seconds between two progress lines where there is no terminal."""
 
+_WIDE = 250
+"""Columns of a table off a terminal."""
+
 
 class Progress:
     """A bar on a terminal, plain lines now and then elsewhere; on stderr.
@@ -212,6 +215,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = T
 
 
 def _print(table: Table) -> None:
-    # Off a terminal lines are not wrapped: a table cut at 80 columns cannot be searched.
-    console = Console(highlight=False)
-    console.print(table, width=None if console.is_terminal else 200)
+    # Off a terminal lines are not wrapped at 80 columns: a cut table cannot be searched.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    console.print(table)
