@@ -149,6 +149,8 @@ def _part(ctx: Context, node: Any) -> Part:
 def _lowering(ctx: Context, node: Any) -> Lower:
     if (node.domain or "") not in STANDARD_DOMAINS or node.op not in LOWERINGS:
         raise CannotLower("has no int8 TFLite form here")
+    if all(ctx.constant(t) is not None for t in node.inputs if t.name):
+        raise CannotLower("works on constants only: fold them first")
     if node.op not in _ANY_TYPE:
         for tensor in node.inputs[:1]:
             if tensor.dtype is not None and not np.issubdtype(tensor.dtype, np.floating):

@@ -140,18 +140,19 @@ class _Booking:
 def _kernels(parts: Sequence[Part], compiled: Compiled | None) -> list[KernelCost]:
     """Cycles of the compiler's operators, booked on parts; what runs inside another joins it."""
     bookings = _bookings(parts, compiled) if compiled else [_Booking() for _ in parts]
-    joined: list[list[int]] = [[i] for i in range(len(parts))]
     home = list(range(len(parts)))
     for i, booking in enumerate(bookings):
-        if booking.inside and not booking.leads and len(booking.inside) == 1:
-            home[i] = home[booking.inside.pop()]
-            joined[home[i]].append(i)
+        if len(booking.inside) == 1 and not booking.leads:
+            (home[i],) = booking.inside
+    joined: dict[int, list[int]] = {}
+    for i in range(len(parts)):
+        first = i
+        while home[first] != first:
+            first = home[first]
+        joined.setdefault(first, []).append(i)
     kernels = []
-    for i, part in enumerate(parts):
-        if home[i] != i:
-            continue
-        members = sorted(joined[i])
-        booking = bookings[i]
+    for first, members in sorted(joined.items()):
+        part, booking = parts[first], bookings[first]
         reason = part.reason or booking.cpu
         kernels.append(
             KernelCost(

@@ -101,7 +101,7 @@ def _flush() -> None:
     """Bring what the core printed from the C library's buffer into the file."""
     import ctypes
 
-    ctypes.CDLL(None).fflush(None)
+    ctypes.CDLL("ucrtbase" if os.name == "nt" else None).fflush(None)
 
 
 if __name__ == "__main__":

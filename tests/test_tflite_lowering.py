@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import models
@@ -147,6 +148,16 @@ def test_lazy_weights_are_read_and_quantised_once() -> None:
         assert lower(static_view(graph, {}), cache).tflite == expected
     assert calls == [1]
     assert len(cache._entries) == 1
+
+
+def test_quantised_weights_go_with_their_arrays() -> None:
+    cache = WeightCache()
+    graph = static_view(from_model(CASES["depthwise"].model()), {})
+    lower(graph, cache)
+    assert cache._entries
+    del graph
+    gc.collect()
+    assert not cache._entries
 
 
 def test_lowering_is_deterministic() -> None:
