@@ -21,7 +21,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from onnxnas.errors import UsageError, unknown_name
@@ -69,12 +68,12 @@ class Data:
 
 
 def evaluate(
-    model: onnx.ModelProto, metric: str, arrays: Arrays | None = None, seed: int = 0
+    model: Any, metric: str, arrays: Arrays | None = None, seed: int = 0
 ) -> list[Measured]:
     """Measure a model.
 
     Args:
-        model: is run in onnxruntime with its optimisations, on one thread.
+        model: `onnx.ModelProto`; is run in onnxruntime with its optimisations, on one thread.
         metric: one of `METRICS`, or ``module:function`` called with an
             `onnxruntime.InferenceSession`.
         arrays: from `read_arrays`; needed by the built-in metrics.
@@ -99,7 +98,7 @@ def evaluate(
     return measured
 
 
-def scores(model: onnx.ModelProto, metric: str, data: Data) -> list[Score]:
+def scores(model: Any, metric: str, data: Data) -> list[Score]:
     """The built-in metric of a model on checked data."""
     outputs = predict(model, data.inputs)
     truth = data.truth
@@ -117,7 +116,7 @@ def scores(model: onnx.ModelProto, metric: str, data: Data) -> list[Score]:
     return [measure(fitting[0], truth["labels"])]
 
 
-def predict(model: onnx.ModelProto, inputs: Arrays) -> dict[str, NDArray[Any]]:
+def predict(model: Any, inputs: Arrays) -> dict[str, NDArray[Any]]:
     """The model's outputs for all rows, by name; a fixed batch size is filled up and cut.
 
     Raises:
@@ -172,7 +171,7 @@ def read_arrays(source: str) -> dict[str, NDArray[Any]]:
     return {str(name): value for name, value in made.items()}
 
 
-def checked(model: onnx.ModelProto, metric: str, arrays: Arrays) -> Data:
+def checked(model: Any, metric: str, arrays: Arrays) -> Data:
     """Arrays sorted into inputs and truth, once they fit the model and the metric.
 
     Raises:
@@ -315,7 +314,7 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _own(model: onnx.ModelProto, entry: str) -> Measured:
+def _own(model: Any, entry: str) -> Measured:
     function = find_function(entry)
     session = Session(model, optimised=True)
     try:

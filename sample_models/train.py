@@ -106,9 +106,9 @@ TASKS = {
         OBJECTS, "top1", classifier_loss, 8000, 2000, 12, 2e-3, dynamic_batch=True
     ),
     "presence_detector": Task(
-        DETECTED, "map", detector_loss, 6000, 1000, 12, 2e-3, keep_batchnorm=True
+        DETECTED, "map", detector_loss, 6000, 1000, 10, 2e-3, keep_batchnorm=True
     ),
-    "room_segmenter": Task(REGIONS, "miou", segmenter_loss, 3000, 400, 12, 3e-3),
+    "room_segmenter": Task(REGIONS, "miou", segmenter_loss, 2400, 400, 10, 3e-3),
 }
 
 # --- training -------------------------------------------------------------------------------
