@@ -15,6 +15,7 @@ from onnxnas.hwmodels.tflite_context import (
     plain,
     same_order,
 )
+from onnxnas.hwmodels.tflite_padding import border, feeds_large_stride
 
 
 def alias(ctx: Context, node: Any) -> None:
@@ -229,6 +230,11 @@ def pad(ctx: Context, node: Any) -> None:
         ctx.op("MIRROR_PAD", [source, sizes], [target], "MirrorPadOptions", Mode="REFLECT")
     elif mode != "constant":
         raise CannotLower(f"mode {mode!r} has no TFLite form")
+    elif feeds_large_stride(y) and rank == 4 and layout == channels_last(4) and not value:
+        if any(sides[0] + sides[1]):
+            raise CannotLower("pads channels before a large stride")
+        edges = (sides[2][0], sides[3][0], sides[2][1], sides[3][1])
+        border(ctx, source, target, edges, ctx.quantization_of(source).zero_point)
     elif value:
         filler = ctx.filled(f"{y.name}/value", float(value), ctx.quantization_of(source))
         ctx.op("PADV2", [source, sizes, filler], [target], "PadV2Options")

@@ -90,7 +90,8 @@ def padded_input(
     padded = ctx.like(source, f"{name}/padded", [n, h + top + bottom, w + left + right, c])
     amounts = ctx.ints([[0, 0], [top, bottom], [left, right], [0, 0]])
     if max(view.strides) > _SAME_STRIDE:
-        _border(ctx, source, padded, view.pads, lowest)
+        zero = ctx.quantization_of(source).zero_point
+        border(ctx, source, padded, view.pads, -128 if lowest else zero)
     elif lowest:
         value = ctx.filled(f"{name}/lowest", -1e9, like=ctx.quantization_of(source))
         ctx.op("PADV2", [source, amounts, value], [padded], "PadV2Options")
@@ -99,15 +100,19 @@ def padded_input(
     return padded, "VALID"
 
 
-def _border(
-    ctx: Context, source: int, target: int, pads: tuple[int, int, int, int], lowest: bool
+def feeds_large_stride(tensor: Any) -> bool:
+    """Whether a window that strides far reads a tensor: see `border`."""
+    return any(max(n.attrs.get("strides") or [1]) > _SAME_STRIDE for n in tensor.outputs)
+
+
+def border(
+    ctx: Context, source: int, target: int, pads: tuple[int, int, int, int], value: int
 ) -> None:
-    """Padding by joining constants to the sides.
+    """Padding by joining constants of a stored value to the sides of a channels-last image.
 
     Vela would merge a PAD into the window and then refuse it for its large stride.
     """
     quantization = ctx.quantization_of(source)
-    value = -128 if lowest else quantization.zero_point
     sides = [(1, pads[0], pads[2]), (2, pads[1], pads[3])]
     sides = [side for side in sides if side[1] or side[2]]
     for i, (axis, before, after) in enumerate(sides):

@@ -173,6 +173,9 @@ CASES: dict[str, Case] = {
     "conv stride 2": Case(conv(16, 3, pads=1, stride=2)),
     "conv stride 2, odd": Case(conv(16, 3, pads=1, stride=2), (1, 8, 11, 13)),
     "conv stride 4": Case(conv(16, 5, pads=2, stride=4)),
+    "pad, conv stride 4": Case(
+        lambda b: b.conv(b.op("Pad", b.x, ints(b, 0, 0, 2, 2, 0, 0, 1, 1)), 8, 16, 5, stride=4)
+    ),
     "conv asymmetric": Case(conv(16, 3, pads=[0, 2, 1, 0])),
     "conv dilated": Case(conv(16, 3, pads=2, dilations=[2, 2])),
     "conv grouped": Case(conv(16, 3, pads=1, group=2)),
