@@ -115,13 +115,15 @@ def _check(original: onnx.ModelProto, changed: onnx.ModelProto, shapes: _Shapes)
                     raise
     except UnsupportedError as error:
         return first_line(error)
+    outputs = before.outputs
+    del before  # large models: never two in memory at once
     try:
         after = Session(changed)
         results = [after.run(feeds) for feeds, _ in pairs]
     except UnsupportedError as error:
         raise VerificationError(str(error)) from error
     stepped = stepped_outputs(original)
-    for name in before.outputs:
+    for name in outputs:
         difference = OutputDifference(name, name in stepped)
         for (_, wanted), result in zip(pairs, results, strict=True):
             difference.add(wanted[name], result[name])
