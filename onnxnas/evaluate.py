@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import math
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from onnxnas.errors import UsageError, unknown_name
 from onnxnas.graph import Port, contract
 from onnxnas.metrics import Score, mean_average_precision, mean_iou, top1
+from onnxnas.protos import first_line
 from onnxnas.runtime import NUMPY_DTYPES, Session
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -152,10 +152,13 @@ def read_arrays(source: str) -> dict[str, NDArray[Any]]:
     """
     if source.endswith(".npz"):
         try:
-            with np.load(source, allow_pickle=False) as file:
+            file = np.load(source, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise UsageError(f"{source} is one array without a name: write it by np.savez.")
+            with file:
                 return {name: file[name] for name in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise UsageError(f"{source} cannot be read as .npz: {error}.") from error
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise UsageError(f"{source} cannot be read as .npz: {first_line(error)}.") from error
     if ":" not in source:
         raise UsageError(f"{source!r} is no data: name an .npz file or module:function.")
     try:
@@ -163,7 +166,9 @@ def read_arrays(source: str) -> dict[str, NDArray[Any]]:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"{source} failed: {type(error).__name__}: {error}.") from error
+        raise UsageError(
+            f"{source} failed: {type(error).__name__}: {first_line(error)}."
+        ) from error
     if not isinstance(made, Mapping) or not all(isinstance(v, np.ndarray) for v in made.values()):
         raise UsageError(
             f"{source} returned {type(made).__name__}: return a dict of numpy arrays by name."
@@ -283,7 +288,9 @@ def find_function(entry: str) -> Callable[..., Any]:
     try:
         module = _import_file(Path(where)) if where.endswith(".py") else _import_name(where)
     except Exception as error:
-        raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {error}.") from error
+        raise UsageError(
+            f"{where} cannot be imported: {type(error).__name__}: {first_line(error)}."
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{where} has no function {name!r}.")
@@ -320,9 +327,15 @@ def _own(model: Any, entry: str) -> Measured:
     try:
         value = function(session.session)
     except Exception as error:
-        raise UsageError(f"{entry} failed: {type(error).__name__}: {error}.") from error
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray):
+        raise UsageError(f"{entry} failed: {type(error).__name__}: {first_line(error)}.") from error
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
         raise UsageError(f"{entry} returned {type(value).__name__}, not a number.")
-    if np.size(value) != 1 or not math.isfinite(float(np.reshape(value, -1)[0])):
-        raise UsageError(f"{entry} returned {value!r}, not one finite number.")
-    return Measured(entry, float(np.reshape(value, -1)[0]))
+    if array.size != 1 or not np.isfinite(array).all():
+        raise UsageError(f"{entry} returned {_brief(value)}, not one finite number.")
+    return Measured(entry, float(array.reshape(())))
+
+
+def _brief(value: Any) -> str:
+    shape = np.shape(value)
+    return f"an array of shape {shape}" if shape else str(value)

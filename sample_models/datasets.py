@@ -1,7 +1,7 @@
 """The sample models' data as arrays: `camera_classifier("test", 500)`, and so on for each model.
 
-Each function returns `inputs` (rows, 3, size, size) float32 in 0..1, RGB, and the truth under the
-names that `onnxnas.evaluate` reads. Splits and rows are explained in scenes.py. To write a file:
+Each function returns `image` (rows, 3, size, size) float32 in 0..1, RGB, and the truth under the
+names that `onnxnas evaluate` reads. Splits and rows are explained in scenes.py. To write a file:
 
     python sample_models/datasets.py camera_classifier calibration 200 calibration.npz
 """
@@ -36,7 +36,7 @@ def room_segmenter(split: str = "test", rows: int = 400) -> Arrays:
 
 
 def render(name: str, split: str, rows: int) -> Arrays:
-    """As the functions above, with `inputs` in uint8: a quarter of the memory."""
+    """As the functions above, with `image` in uint8: a quarter of the memory."""
     streams = (row_rng(split, i) for i in range(rows))
     if name == "presence_detector":
         found = [detected(rng, 128) for rng in streams]
@@ -46,13 +46,13 @@ def render(name: str, split: str, rows: int) -> Arrays:
         for row, (_, row_boxes, row_labels) in enumerate(found):
             boxes[row, : len(row_boxes)] = row_boxes
             labels[row, : len(row_labels)] = row_labels
-        return {"inputs": _planes([f[0] for f in found]), "boxes": boxes, "labels": labels}
+        return {"image": _planes([f[0] for f in found]), "boxes": boxes, "labels": labels}
     drawn: list[tuple[Any, Any]] = (
         [classified(rng, 96) for rng in streams]
         if name == "camera_classifier"
         else [segmented(rng, 160) for rng in streams]
     )
-    return {"inputs": _planes([d[0] for d in drawn]), "labels": np.array([d[1] for d in drawn])}
+    return {"image": _planes([d[0] for d in drawn]), "labels": np.array([d[1] for d in drawn])}
 
 
 def _planes(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -60,8 +60,8 @@ def _planes(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def _scaled(arrays: Arrays) -> Arrays:
-    inputs = arrays["inputs"].astype(np.float32) / np.float32(255)
-    return {**arrays, "inputs": inputs, "labels": arrays["labels"].astype(np.int64)}
+    image = arrays["image"].astype(np.float32) / np.float32(255)
+    return {**arrays, "image": image, "labels": arrays["labels"].astype(np.int64)}
 
 
 if __name__ == "__main__":

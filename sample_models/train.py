@@ -149,8 +149,8 @@ def fit(name: str, width: float, seed: int, data: dict[str, Tensor]) -> nn.Modul
 
 def _augmented(rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """A batch as floats, half of the time mirrored, its colour channels in any order."""
-    truth = {key: value for key, value in rows.items() if key != "inputs"}
-    x = rows["inputs"].float()[:, torch.randperm(3)] / 255
+    truth = {key: value for key, value in rows.items() if key != "image"}
+    x = rows["image"].float()[:, torch.randperm(3)] / 255
     if torch.rand(()) < 0.5:
         x = x.flip(3)
         if "boxes" in truth:
@@ -218,7 +218,7 @@ def main() -> None:
     started = time.monotonic()
     data = {k: torch.from_numpy(v) for k, v in render(name, "train", task.train_rows).items()}
     test = render(name, "test", task.test_rows)
-    test["inputs"] = test["inputs"].astype(np.float32) / np.float32(255)
+    test["image"] = test["image"].astype(np.float32) / np.float32(255)
     path = options.output / f"{name}.onnx"
     net = fit(name, options.width, options.seed, data)
     export(name, net, path)
