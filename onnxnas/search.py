@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from onnxnas.cost import Cost, CostModel
+from onnxnas.errors import UnsupportedError
 from onnxnas.graph import static_view
 from onnxnas.materialize import apply_candidate
 from onnxnas.ops import macs
@@ -105,10 +106,20 @@ class Evaluator:
                 views[candidate] = self.view(candidate)
             except SiteGone as gone:
                 self.trials[candidate] = Trial(candidate, None, str(gone))
-        costs = self.cost_model.cost_many(list(views.values()))
-        for candidate, cost in zip(views, costs, strict=True):
-            self.trials[candidate] = Trial(candidate, cost)
+        for candidate, trial in zip(views, self._cost(views), strict=True):
+            self.trials[candidate] = trial
         return [self.trials[candidate] for candidate in candidates]
+
+    def _cost(self, views: Mapping[Candidate, Any]) -> list[Trial]:
+        try:
+            costs = self.cost_model.cost_many(list(views.values()))
+        except UnsupportedError as error:
+            if Candidate() in views and len(views) == 1:
+                raise
+            if len(views) == 1:  # the cost source chokes on this rewrite, not on the model
+                return [Trial(candidate, None, str(error)) for candidate in views]
+            return [self._cost({candidate: views[candidate]})[0] for candidate in views]
+        return [Trial(candidate, cost) for candidate, cost in zip(views, costs, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from fakes import TARGET, ToyCostModel
 
 from onnxnas.cost import Cost
-from onnxnas.errors import UsageError
+from onnxnas.errors import UnsupportedError, UsageError
 from onnxnas.graph import from_model
 from onnxnas.pass_contract import Why
 from onnxnas.passes.depthwise_to_standard import DepthwiseToStandard
@@ -109,6 +109,23 @@ def test_an_interrupt_keeps_the_best_so_far() -> None:
     assert found.best.cycles <= found.baseline.cycles
     with pytest.raises(KeyboardInterrupt):  # nothing is known yet: nothing to keep
         greedy(evaluator(Interrupting(0)))
+
+
+class Picky(ToyCostModel):
+    """Cannot cost a network with a dense 3x3 convolution, as a compiler may crash on one."""
+
+    def cost(self, graph: Any) -> Cost:
+        for node in graph.nodes:
+            if node.op == "Conv" and tuple(node.inputs[1].shape[1:]) == (16, 3, 3):
+                raise UnsupportedError("too dense")
+        return super().cost(graph)
+
+
+def test_a_candidate_that_cannot_be_costed_is_said_and_left_out() -> None:
+    found = greedy(evaluator(Picky(), blocks=2))
+    row = next(r for r in found.ledger if r.reason == "too dense")
+    assert (row.choice, row.status) == ("dense", "impossible")
+    assert found.best.cycles < found.baseline.cycles
 
 
 def test_candidates_of_another_space_are_refused() -> None:
