@@ -6,7 +6,7 @@ works on plain `onnx_graphsurgeon.Graph`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -20,6 +20,7 @@ from onnxnas.errors import UsageError, VerificationError
 from onnxnas.protos import (
     MAX_PROTO_BYTES,
     first_line,
+    type_name,
     weight_bytes,
     without_weights,
 )
@@ -264,7 +265,8 @@ def resolve_shape(tensor: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> t
     """
     declared = tensor.shape
     given = input_shapes.get(tensor.name)
-    example = f"--input-shape {tensor.name}:1,3,224,224"
+    sizes = "1,3,224,224" if declared is None else _example(declared)
+    example = f"--input-shape {tensor.name}:{sizes}"
     if given is not None:
         if declared is not None and (
             len(given) != len(declared)
@@ -286,6 +288,12 @@ def resolve_shape(tensor: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> t
             f"e.g. {example} (the exported model keeps them dynamic)."
         )
     return tuple(int(d) for d in shape)
+
+
+def _example(declared: Sequence[object]) -> str:
+    return ",".join(
+        str(d if is_static(d) else 1 if i == 0 else 224) for i, d in enumerate(declared)
+    )
 
 
 def is_static(dimension: object) -> TypeGuard[int]:
@@ -348,22 +356,6 @@ def _is_float(dtype: Any) -> bool:
 def _port(value: onnx.ValueInfoProto) -> Port:
     dtype = type_name(value.type)
     return Port(value.name, dtype, _shape(value) if value.type.HasField("tensor_type") else None)
-
-
-def type_name(kind: onnx.TypeProto) -> str:
-    """A type in words: ``float``, ``sequence(float)``, ``optional(sequence(int64))``."""
-    field = kind.WhichOneof("value")
-    if field in ("tensor_type", "sparse_tensor_type"):
-        number = getattr(kind, field).elem_type
-        known = number in onnx.TensorProto.DataType.values()
-        name = onnx.TensorProto.DataType.Name(number).lower() if known else str(number)
-        return name if field == "tensor_type" else f"sparse({name})"
-    if field in ("sequence_type", "optional_type"):
-        return f"{field.removesuffix('_type')}({type_name(getattr(kind, field).elem_type)})"
-    if field == "map_type":
-        key = onnx.TensorProto.DataType.Name(kind.map_type.key_type).lower()
-        return f"map({key}, {type_name(kind.map_type.value_type)})"
-    return "opaque" if field else "unknown"
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape | None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import onnx
 
-from onnxnas.graph import type_name
-from onnxnas.protos import without_weights
+from onnxnas.protos import type_name, without_weights
 
 _CARRY = frozenset(
     {

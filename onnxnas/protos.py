@@ -111,3 +111,19 @@ def attribute_kind(attribute: onnx.AttributeProto) -> Any:
     """Name of an attribute's type, e.g. ``TYPE_PROTO``."""
     kinds = onnx.AttributeProto.AttributeType
     return kinds.Name(attribute.type) if attribute.type in kinds.values() else attribute.type
+
+
+def type_name(kind: onnx.TypeProto) -> str:
+    """A type in words: ``float``, ``sequence(float)``, ``optional(sequence(int64))``."""
+    field = kind.WhichOneof("value")
+    if field in ("tensor_type", "sparse_tensor_type"):
+        number = getattr(kind, field).elem_type
+        known = number in onnx.TensorProto.DataType.values()
+        name = onnx.TensorProto.DataType.Name(number).lower() if known else str(number)
+        return name if field == "tensor_type" else f"sparse({name})"
+    if field in ("sequence_type", "optional_type"):
+        return f"{field.removesuffix('_type')}({type_name(getattr(kind, field).elem_type)})"
+    if field == "map_type":
+        key = onnx.TensorProto.DataType.Name(kind.map_type.key_type).lower()
+        return f"map({key}, {type_name(kind.map_type.value_type)})"
+    return "opaque" if field else "unknown"
