@@ -26,6 +26,7 @@ def test_everything_registered_can_be_loaded() -> None:
         "depthwise-to-standard",
         "merge-linear-convs",
         "remove-dead-channels",
+        "rewrite-prelu",
     } <= PASSES.keys()
 
 
