@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from onnxnas.cost import Target
 from onnxnas.graph import is_static, values_of
-from onnxnas.ops import STANDARD_DOMAINS, Conv, conv, producer, sole_consumer
+from onnxnas.ops import STANDARD_DOMAINS, Conv, conv, merge_groups, producer, sole_consumer
 from onnxnas.pass_contract import Pass, Why
 from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.sites import Choice, Site
@@ -37,9 +37,9 @@ from onnxnas.sites import Choice, Site
 class RewritePRelu(Pass):
     """Offers every PRelu in the forms that its slopes and neighbours allow.
 
-    A site claims the PRelu alone. The convolution before it keeps its name or is followed by what
-    reads it, those after it are found again by what they read, and padded or removed channels are
-    read from the graph as it is then: rewrites of those go together with this one.
+    A site claims the PRelu alone, so that both activations around one convolution, and that
+    convolution too, can be rewritten: the neighbours, their groups and channels are read from the
+    graph as it is then. `add-later` alone takes another node's name, and claims it.
     """
 
     name: ClassVar[str] = "rewrite-prelu"
@@ -92,7 +92,7 @@ class RewritePRelu(Pass):
         elif choice.label == "mix":
             _mix(rw, node)
         else:
-            _mirror(rw, node)
+            _mirror(rw, node, dense=choice.label == "mirror-dense")
 
 
 def _equal_slopes(node: Any) -> Choice | None:
@@ -143,6 +143,9 @@ def _choices(node: Any, graph: Any, readers: list[Conv], gentle: bool) -> Iterat
         yield Choice("mix", note="twice the channels before it with Relu, and a 1x1 convolution")
     if readers and all(view.group == 1 for view in readers):
         yield Choice("mirror", note="twice the channels with Relu, slopes in the weights after it")
+    if readers and any(view.group > 1 for view in (before, *readers)):
+        note = "as a mirror, with the grouped convolutions around it made dense"
+        yield Choice("mirror-dense", note=note)
 
 
 def _own_producer(x: Any, graph: Any) -> Conv | None:
@@ -214,45 +217,47 @@ def _mix(rw: Rewriter, node: Any) -> None:
     rw.add_node("Conv", [both, weight], {"kernel_shape": [1, 1]}, output=y)
 
 
-def _mirror(rw: Rewriter, node: Any) -> None:
+def _mirror(rw: Rewriter, node: Any, *, dense: bool) -> None:
     slope, y = node.inputs[1], node.outputs[0]
     views = [conv(reader) for reader in y.outputs]
     for view in views:
-        if isinstance(view, str) or view.group != 1 or view.x is not y:
+        if isinstance(view, str) or not (dense or view.group == 1) or view.x is not y:
             raise SiteGone(f"not only ungrouped convolutions read {y.name!r} any more")
-    both = _both_signs(rw, node)
+    both = _both_signs(rw, node, dense=dense)
     rw.remove_node(node)
     for view in views:
         assert isinstance(view, Conv)
         weight = rw.constant(
             f"{view.y.name}/weight",
             (view.out_channels, 2 * view.in_channels, *view.kernel),
-            _with_slopes(view.weight, slope),
+            _with_slopes(view, slope),
             view.weight.dtype,
+            density=1 / view.group,
         )
         rw.set_input(view.node, 0, both)
         rw.set_input(view.node, 1, weight)
+        rw.set_attrs(view.node, group=1)
 
 
-def _with_slopes(weight: Any, slope: Any) -> Any:
+def _with_slopes(view: Conv, slope: Any) -> Any:
     def compute() -> NDArray[Any]:
-        values = values_of(weight)
+        values = merge_groups(values_of(view.weight), view.group, 1)
         return np.concatenate([values, -values * values_of(slope).reshape(1, -1, 1, 1)], axis=1)
 
     return compute
 
 
-def _both_signs(rw: Rewriter, node: Any) -> Any:
+def _both_signs(rw: Rewriter, node: Any, *, dense: bool = False) -> Any:
     """relu(x) and relu(-x) as one tensor of twice the channels, made by x's own convolution.
 
-    Where that has groups, or (after other rewrites) is not x's own any more, two nodes write it:
-    few targets have depthwise convolutions with more outputs than inputs.
+    Where that has groups and shall not be `dense`, or (after other rewrites) is not x's own any
+    more, two nodes write it: few targets have depthwise convolutions with more outputs than inputs.
     """
     x, name, dtype = node.inputs[0], node.outputs[0].name, node.inputs[0].dtype
     before = _own_producer(x, rw.graph)
-    if before is not None and before.group == 1:
-        constants = _signed(rw, before, name, keep=True)
-        attrs, source = dict(before.node.attrs), before.x
+    if before is not None and (dense or before.group == 1):
+        constants = _signed(rw, before, name, double=True)
+        attrs, source = {**before.node.attrs, "group": 1}, before.x
         rw.remove_node(before.node)
         doubled = rw.add_node(
             "Conv", [source, *constants], attrs, hint=f"{name}/doubled", dtype=dtype
@@ -265,7 +270,7 @@ def _both_signs(rw: Rewriter, node: Any) -> Any:
         )
         negative = _depthwise(rw, x, minus, f"{name}/negative")
     else:
-        constants = _signed(rw, before, name, keep=False)
+        constants = _signed(rw, before, name, double=False)
         negative = rw.add_node(
             "Conv",
             [before.x, *constants],
@@ -279,19 +284,23 @@ def _both_signs(rw: Rewriter, node: Any) -> Any:
     return rw.add_node("Concat", parts, {"axis": 1}, hint=f"{name}/both_signs", dtype=dtype)
 
 
-def _signed(rw: Rewriter, view: Conv, name: str, *, keep: bool) -> list[Any]:
-    """A convolution's weight and bias negated; with `keep`, after what they were."""
+def _signed(rw: Rewriter, view: Conv, name: str, *, double: bool) -> list[Any]:
+    """A convolution's weight and bias negated; to `double`, after what they were, in one group."""
+    weight, bias, group = view.weight, view.bias, view.group if double else 1
 
-    def signed(hint: str, old: Any) -> Any:
+    def signed(hint: str, old: Any, shape: tuple[int, ...], density: float = 1.0) -> Any:
         def compute() -> NDArray[Any]:
             values = values_of(old)
-            return np.concatenate([values, -values]) if keep else -values
+            if old is weight:
+                values = merge_groups(values, group, 1)
+            return np.concatenate([values, -values]) if double else -values
 
-        shape = ((1 + keep) * int(old.shape[0]), *old.shape[1:])
-        return rw.constant(f"{name}/{hint}", shape, compute, old.dtype)
+        full = ((1 + double) * view.out_channels, *shape)
+        return rw.constant(f"{name}/{hint}", full, compute, old.dtype, density)
 
-    constants = [signed("weight", view.weight)]
-    return constants if view.bias is None else [*constants, signed("bias", view.bias)]
+    shape = (int(weight.shape[1]) * group, *view.kernel)
+    constants = [signed("weight", weight, shape, 1 / group)]
+    return constants if bias is None else [*constants, signed("bias", bias, ())]
 
 
 def _depthwise(rw: Rewriter, x: Any, weight: Any, hint: str) -> Any:

@@ -49,14 +49,16 @@ DENSE: dict[str, Any] = {}
 DEPTHWISE = {"group": 12}
 PLACES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, list[str]]]] = {
     "dense, dense": (DENSE, DENSE, {"y": ["add", "mix", "mirror"], "z": ["add-later"]}),
-    "depthwise, pointwise": (DEPTHWISE, {"k": 1, "pads": 0, "cout": 20}, {"y": ["add", "mirror"]}),
+    "depthwise, pointwise": (DEPTHWISE, {"k": 1, "pads": 0, "cout": 20},
+                             {"y": ["add", "mirror", "mirror-dense"]}),
     "pointwise, depthwise": ({"k": 1, "pads": 0}, {"group": 12, "cout": 12},
-                             {"y": ["add", "mix"]}),
+                             {"y": ["add", "mix", "mirror-dense"]}),
     "no biases": ({"bias": False}, {"bias": False}, {"y": ["add", "mix", "mirror"],
                                                     "z": ["add-later"]}),
-    "grouped, grouped": ({"group": 4}, {"group": 3, "cout": 6}, {"y": ["add"],
+    "grouped, grouped": ({"group": 4}, {"group": 3, "cout": 6}, {"y": ["add", "mirror-dense"],
                                                                 "z": ["add-later"]}),
-    "grouped, dense": ({"group": 4, "pads": 0}, {"cout": 14}, {"y": ["add", "mirror"]}),
+    "grouped, dense": ({"group": 4, "pads": 0}, {"cout": 14},
+                       {"y": ["add", "mirror", "mirror-dense"]}),
     "strides and dilations": (
         {"stride": 2, "pads": (0, 1, 2, 1)},
         {"stride": 2, "dilations": [2, 1], "pads": (2, 1, 3, 0)},
@@ -65,7 +67,7 @@ PLACES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, list[str]]]] =
     "automatic padding": (
         {"group": 12, "auto_pad": "SAME_UPPER", "stride": 2},
         {"group": 12, "cout": 12, "auto_pad": "SAME_LOWER", "stride": 2},
-        {"y": ["add"], "z": ["add-later"]},
+        {"y": ["add", "mirror-dense"], "z": ["add-later"]},
     ),
 }  # fmt: skip
 
@@ -90,6 +92,7 @@ def test_every_choice_is_exact(place: str, opset: int) -> None:
         (DENSE, "y", "mix", ["Conv", "Relu", "Conv", "Conv"]),
         (DENSE, "y", "mirror", ["Conv", "Relu", "Conv"]),
         (DEPTHWISE, "y", "mirror", ["Conv", "Relu", "Conv", "Relu", "Concat", "Conv"]),
+        (DEPTHWISE, "y", "mirror-dense", ["Conv", "Relu", "Conv"]),
         (DENSE, "z", "add-later", ["Conv", "Conv", "Relu", "Conv", "Conv", "Add"]),
     ],
 )
@@ -173,8 +176,12 @@ def bottleneck() -> onnx.ModelProto:
     return b.build(b.conv(y, 12, 6, out="p"))
 
 
-@pytest.mark.parametrize("first", [("y1", "add"), ("y1", "mix"), ("d", "add-later")])
-@pytest.mark.parametrize("second", [("y2", "add"), ("y2", "mirror"), ("p", "add-later")])
+@pytest.mark.parametrize(
+    "first", [("y1", "add"), ("y1", "mix"), ("y1", "mirror-dense"), ("d", "add-later")]
+)
+@pytest.mark.parametrize(
+    "second", [("y2", "add"), ("y2", "mirror"), ("y2", "mirror-dense"), ("p", "add-later")]
+)
 def test_both_ends_of_one_convolution(first: tuple[str, str], second: tuple[str, str]) -> None:
     model = bottleneck()
     result = rewriting.rewrite(PASS, model, dict([first, second]))
@@ -270,7 +277,7 @@ def test_a_real_network_loses_every_prelu() -> None:
     sites, misses = rewriting.find(PASS, model)
     assert not misses
     choices = {t: s.choices[-1].label for t, s in sites.items() if s.choices[0].label == "add"}
-    assert set(choices.values()) == {"mix", "mirror"}
+    assert set(choices.values()) == {"mirror-dense"}
     result = rewriting.rewrite(PASS, model, choices)
     assert "PRelu" not in rewriting.ops(result)
     oracle.assert_same_outputs(model, result)
