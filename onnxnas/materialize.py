@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from onnxnas.graph import infer_shapes
 from onnxnas.pass_contract import Pass
 from onnxnas.rewriter import Rewriter
 from onnxnas.sites import Candidate, SearchSpace
+
+Weights = Mapping[tuple[str, str], Mapping[str, NDArray[Any]]]
+"""(site id, choice label) -> what was fitted for it; choices without an entry get stand-ins."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,16 @@ class Applied:
 
 
 def apply_candidate(
-    graph: Any, space: SearchSpace, candidate: Candidate, passes: Mapping[str, Pass]
+    graph: Any,
+    space: SearchSpace,
+    candidate: Candidate,
+    passes: Mapping[str, Pass],
+    weights: Weights | None = None,
 ) -> Applied:
     """Apply every decision of a candidate to a copy of the graph.
+
+    Args:
+        weights: of the `recovered` choices; None while only structure is asked for.
 
     Raises:
         UsageError: the candidate does not belong to the space.
@@ -41,7 +53,9 @@ def apply_candidate(
         if before not in (None, site.pass_name):
             _tidy(result)
         author = f"{site.id}={choice.label}"
-        passes[site.pass_name].rewrite(Rewriter(result, author, provenance), site, choice)
+        fitted = (weights or {}).get((site.id, choice.label))
+        rewriter = Rewriter(result, author, provenance, fitted)
+        passes[site.pass_name].rewrite(rewriter, site, choice)
         before = site.pass_name
     if before is not None:
         _tidy(result)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from numpy.typing import NDArray
+
 from onnxnas.cost import Target
 from onnxnas.rewriter import Rewriter
+from onnxnas.samples import Samples, Sampling
 from onnxnas.sites import Choice, Site
 
 
@@ -37,6 +40,24 @@ class Why:
         """
         name = place if isinstance(place, str) else place.outputs[0].name
         self.misses.append(Miss(self.pass_name, name, reason))
+
+
+class NotRecoverable(Exception):
+    """No weights can be fitted for a choice on these samples; says why, as a clause."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was found for one `recovered` choice.
+
+    Attributes:
+        values: weights, and whatever else data decides (which channels stay), under names of the
+            pass's own; `rewrite` finds them in `Rewriter.fitted`.
+        error: squared error on held-out samples over the variance of the targets.
+    """
+
+    values: Mapping[str, NDArray[Any]]
+    error: float
 
 
 @dataclass(frozen=True)
@@ -71,9 +92,43 @@ class Pass(ABC):
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
         """Apply one choice at one site: structure now, weights as lazy constants.
 
+        For a `recovered` choice `rw.fitted` holds what `recover` found, or nothing while it is
+        only costed: then cheap stand-ins of the same shapes serve.
+
         Runs on a graph in which sites of earlier order, with other claims, may have been
         rewritten already; find tensors again by name.
 
         Raises:
             SiteGone: it cannot be applied after those.
         """
+
+    def samplings(self, graph: Any, site: Site) -> Sequence[Sampling]:
+        """What the `recovered` choices of a site are fitted on; the same for all of them.
+
+        Args:
+            graph: the original; reading weights is fine.
+            site: one of this pass.
+        """
+        return ()
+
+    def recover(
+        self, graph: Any, site: Site, choices: Sequence[Choice], data: Sequence[Samples]
+    ) -> Sequence[Fitted]:
+        """Fit the weights of some `recovered` choices of one site.
+
+        The samples come from the original when the site is judged alone, and later from the
+        network that was built so far, whose earlier sites differ; the targets are the original's
+        in either case. Deterministic.
+
+        Args:
+            graph: the original; for the weights to start from.
+            choices: of this site; several are fitted together where they share work.
+            data: one for each of `samplings`, in order.
+
+        Returns:
+            One for each choice, in order.
+
+        Raises:
+            NotRecoverable: the samples do not allow a fit.
+        """
+        raise NotRecoverable(f"{self.name} fits no weights")

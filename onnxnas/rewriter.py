@@ -23,10 +23,19 @@ class Rewriter:
         graph: the `gs.Graph` being changed. Read it freely; change it only through this object.
         provenance: output tensor -> ``pass@site=choice`` of every node made or changed. Shared
             by all rewriters of one candidate.
+        fitted: what `Pass.recover` found for this choice, under the names it gave; empty while
+            only structure is asked for, and for exact choices.
     """
 
-    def __init__(self, graph: Any, author: str, provenance: dict[str, str]) -> None:
+    def __init__(
+        self,
+        graph: Any,
+        author: str,
+        provenance: dict[str, str],
+        fitted: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
         self.graph = graph
+        self.fitted: Mapping[str, NDArray[Any]] = fitted or {}
         self.author = author
         self.provenance = provenance
         self._tensors: dict[str, Any] = graph.tensors()
@@ -60,6 +69,7 @@ class Rewriter:
         shape: Sequence[int],
         compute: Callable[[], NDArray[Any]],
         dtype: DTypeLike = np.float32,
+        density: float = 1.0,
     ) -> Any:
         """A new constant whose values are computed only when the model is exported.
 
@@ -68,8 +78,10 @@ class Rewriter:
             shape: of the values.
             compute: returns the values; read other constants inside it with
                 `onnxnas.graph.values_of`, never outside.
+            density: share of the values that may differ from zero: 1/4 for four groups merged
+                into one.
         """
-        lazy = LazyWeight(tuple(shape), np.dtype(dtype), compute)
+        lazy = LazyWeight(tuple(shape), np.dtype(dtype), compute, density)
         return self._adopt(gs.Constant(self._free(hint), lazy))
 
     def small_constant(self, hint: str, values: NDArray[Any]) -> Any:

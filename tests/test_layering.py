@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 LAYERS = """
 7 __init__ __main__ cli options console
 6 pipeline report recipe result testing
-5 search materialize verify evaluate metrics
+5 search materialize verify evaluate quality metrics recover divergence held_out recovery_search
 4 plugins
 4 passes.* hwmodels.*
-3 pass_contract cost calibration pictures
+3 pass_contract cost calibration pictures samples channel_fit width_pass gradient_fit block_fit
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
-2 channel_values
-1 graph roundtrip protos loading normalise runtime difference probes
+2 channel_values least_squares
+1 graph roundtrip protos loading normalise runtime difference probes foreign excerpt
 0 errors version
 """
 """Imports point down, or stay in a layer without a cycle."""

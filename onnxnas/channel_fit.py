@@ -1,0 +1,223 @@
+"""Fewer channels in a group, and the layers that read them re-fitted to say what they said.
+
+Shared by the passes that change widths. Which channels stay, and the weights of their readers,
+are found by least squares on samples; until then the first channels and their own weights stand
+in, so that a width can be costed before anything is fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxnas.channel_flow import given
+from onnxnas.channels import positions, resize_group
+from onnxnas.coupling import ConstantAxis, Coupling, Group
+from onnxnas.excerpt import dependents
+from onnxnas.graph import values_of
+from onnxnas.least_squares import Floats, Moments, removal_order, ridge
+from onnxnas.ops import conv, producer, sole_consumer
+from onnxnas.rewriter import Rewriter, SiteGone
+from onnxnas.samples import Samples, Sampling, Window
+
+KEPT = "kept"
+"""Key of the fitted values that lists the channels which stay, ascending; the other keys are
+``<output tensor of a node>:<index of the input that is fitted>``."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A conv or gemm that reads the group.
+
+    Attributes:
+        output: tensor it writes; names it.
+        features: which of its inputs, windows flattened, each channel is [channels, repeat].
+        samplings: what its weights are fitted on; the first decides how good a fit is.
+    """
+
+    output: str
+    features: NDArray[np.int64]
+    samplings: tuple[Sampling, ...]
+
+
+def readers(graph: Any, group: Group) -> tuple[Reader, ...] | str:
+    """How every reader of a group is fitted, or why one cannot be."""
+    after = dependents(graph, [t.tensor.name for t in group.tensors])
+    producing = {use.node.outputs[0].name for use in group.producers}
+    found = []
+    for use in group.consumers:
+        node = use.node
+        if node.outputs[0].name in producing:
+            return f"{node.outputs[0].name!r} both reads and writes these channels"
+        if use.input != 1 or len(node.inputs[1].outputs) != 1:
+            return f"the weight of {node.outputs[0].name!r} is shared"
+        bias = given(node, 2)
+        if bias is not None and not isinstance(bias, gs.Constant):
+            return f"the bias of {node.outputs[0].name!r} is computed"
+        window = _window(node)
+        if isinstance(window, str):
+            return f"{node.outputs[0].name!r} {window}"
+        found.append(_reader(graph, group, use, window, after))
+    return tuple(found) or "nothing with weights reads these channels"
+
+
+def _window(node: Any) -> Window | str:
+    x = node.inputs[0].name
+    if node.op == "Gemm":
+        plain = not node.attrs.get("transA") and node.attrs.get("alpha", 1.0) == 1.0
+        return Window(x) if plain and node.attrs.get("beta", 1.0) == 1.0 else "scales or transposes"
+    found = conv(node)
+    if isinstance(found, str):
+        return found
+    if found.group != 1:
+        return "is a grouped conv"
+    return Window(x, found.kernel, found.strides, found.dilations, found.pads)
+
+
+def _reader(
+    graph: Any, group: Group, use: ConstantAxis, window: Window, after: frozenset[str]
+) -> Reader:
+    node, cells = use.node, window.kernel[0] * window.kernel[1]
+    at = np.concatenate(
+        [positions(run, np.arange(group.size)).reshape(group.size, -1) for run in use.runs], 1
+    )
+    features = (at[:, :, None] * cells + np.arange(cells)).reshape(group.size, -1)
+    y = node.outputs[0]
+    target, minus = y.name, tuple[str, ...]()
+    add = sole_consumer(y, graph)
+    if add is not None and add.op == "Add":
+        other = add.inputs[0] if add.inputs[1] is y else add.inputs[1]
+        alike = isinstance(other, gs.Variable) and other.shape == y.shape
+        if alike and other.name not in after:
+            target, minus = add.outputs[0].name, (other.name,)
+    samplings = [Sampling((window,), target, minus)]
+    pool = _pooled(node.inputs[0])
+    if pool is not None and cells == 1 and at.shape[1] == 1:
+        weight, bias = reader_weights(node)
+        samplings.append(Sampling((Window(pool),), pool, through=(weight, bias)))
+    return Reader(y.name, features, tuple(samplings))
+
+
+def _pooled(x: Any) -> str | None:
+    """The tensor that `x` is the mean of over all positions, channel by channel."""
+    node = producer(x)
+    while node is not None and node.op in ("Flatten", "Squeeze", "Reshape"):
+        node = producer(node.inputs[0])
+    if node is None or node.op != "GlobalAveragePool":
+        return None
+    source = node.inputs[0]
+    known = source.shape is not None and len(source.shape) == 4
+    return str(source.name) if known and source.shape[1] == x.shape[1] else None
+
+
+def reader_weights(node: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weight [features, outputs] and bias [outputs] of a conv or gemm. Reads its weights."""
+    weight = values_of(node.inputs[1])
+    if node.op == "Gemm":
+        weight = weight.T if node.attrs.get("transB") else weight
+    else:
+        weight = weight.reshape(len(weight), -1).T
+    bias = given(node, 2)
+    values = np.zeros(weight.shape[1]) if bias is None else values_of(bias).reshape(-1)
+    wide = np.broadcast_to(values, weight.shape[1])
+    return np.asarray(weight, np.float32), np.asarray(wide, np.float32)
+
+
+def fit_widths(
+    graph: Any, found: Sequence[Reader], widths: Sequence[int], data: Sequence[Samples]
+) -> list[tuple[dict[str, NDArray[Any]], float]]:
+    """Which channels to keep at each width, and the weights of their readers.
+
+    Args:
+        graph: the original; for the weights that the fits start from.
+        found: the group's readers.
+        widths: channels to be left.
+        data: samples of all their samplings, in order.
+
+    Returns:
+        For each width the fitted values, and the error on held-out samples (the mean over the
+        readers, relative to the variance of what each is fitted to).
+    """
+    tensors, left = graph.tensors(), iter(data)
+    fits: list[tuple[Reader, Moments, Moments, Floats]] = []
+    for reader in found:
+        samples = [next(left) for _ in reader.samplings]
+        moments = samples[0].fit.moments
+        for more in samples[1:]:
+            weight = moments.count / max(1, more.fit.moments.count)
+            moments = moments.plus(more.fit.moments, weight)
+        prior = reader_weights(tensors[reader.output].inputs[0])[0].astype(np.float64)
+        fits.append((reader, moments, samples[0].held_out.moments, prior))
+    order = removal_order([(m, r.features, w) for r, m, _, w in fits], min(widths))
+    channels = len(found[0].features)
+    results = []
+    for width in widths:
+        gone = order[: channels - width]
+        kept = np.setdiff1d(np.arange(channels), gone)
+        values: dict[str, NDArray[Any]] = {KEPT: kept}
+        errors = []
+        for reader, moments, held_out, prior in fits:
+            dropped = reader.features[gone].reshape(-1)
+            features = np.setdiff1d(np.arange(len(prior)), dropped)
+            linear = ridge(moments, kept=features, prior=prior)
+            errors.append(linear.error(held_out))
+            node = tensors[reader.output].inputs[0]
+            values[f"{reader.output}:1"] = _as_weight(node, linear.weight[features])
+            values[f"{reader.output}:2"] = linear.bias.astype(np.float32)
+        results.append((values, float(np.mean(errors))))
+    return results
+
+
+def _as_weight(node: Any, features: Floats) -> NDArray[np.float32]:
+    """Weights [features, outputs] in the layout of a conv or gemm."""
+    weight = features.astype(np.float32)
+    if node.op == "Conv":
+        return weight.T.reshape(weight.shape[1], -1, *(int(d) for d in node.inputs[1].shape[2:]))
+    return weight.T if node.attrs.get("transB") else weight
+
+
+def resize(rw: Rewriter, name: str, size: int, width: int, read_by: Sequence[str]) -> None:
+    """Leave `width` channels in a group, with fitted weights where the rewriter has them.
+
+    Args:
+        name: tensor that names the group.
+        size: channels it has now.
+        width: channels to be left.
+        read_by: outputs of its readers.
+
+    Raises:
+        SiteGone: the group, or a layer whose weights were fitted, is not what it was.
+    """
+    rw.tensor(name)
+    group = Coupling.of(rw.graph).group(name)
+    if group is None or group.size != size or group.pins:
+        raise SiteGone(f"the channels of {name!r} are not what they were")
+    resize_group(rw, group, rw.fitted.get(KEPT, np.arange(width)).tolist())
+    for output in read_by:
+        node = rw.node(output)
+        if given(node, 2) is None:  # fitted or not, the structure is the same
+            weight = node.inputs[1]
+            across = node.op == "Gemm" and not node.attrs.get("transB")
+            shape = (int(weight.shape[1 if across else 0]),)
+            bias = rw.constant(f"{output}/bias", shape, _zeros(shape), weight.dtype)
+            rw.set_input(node, 2, bias)
+    for key, values in rw.fitted.items():
+        output, colon, index = key.rpartition(":")
+        if colon:
+            _install(rw, rw.node(output), int(index), values)
+
+
+def _install(rw: Rewriter, node: Any, index: int, values: NDArray[Any]) -> None:
+    old = node.inputs[index]
+    if tuple(int(d) for d in old.shape) != values.shape:
+        raise SiteGone(f"{node.outputs[0].name!r} is not what it was when its weights were fitted")
+    rw.set_input(node, index, rw.constant(old.name, values.shape, lambda: values, old.dtype))
+
+
+def _zeros(shape: tuple[int, ...]) -> Callable[[], NDArray[Any]]:
+    return lambda: np.zeros(shape)

@@ -1,0 +1,200 @@
+"""Gradient steps on one block: expand, depthwise, project, fitted to samples. Numpy only.
+
+Least squares can only fit the last layer of a block. These steps move all three, from where least
+squares left them, by Adam (Kingma & Ba, 2015) on minibatches of sampled windows, and keep what
+does best on held-out samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxnas.channel_flow import given
+from onnxnas.graph import values_of
+from onnxnas.ops import clip_bounds
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of each element, piecewise linear or smooth.
+
+    Attributes:
+        apply: x [..., channels] -> its values and derivatives.
+        slopes: one value per channel (PRelu), None for functions without.
+    """
+
+    apply: Callable[[Floats], tuple[Floats, Floats]]
+
+
+def activation(nodes: Sequence[Any], kept: NDArray[np.int64]) -> Activation | str:
+    """What a chain of nodes does to each element, or why that is not known.
+
+    Args:
+        nodes: between a conv and the next, in order; none is the identity.
+        kept: channels that stay, for slopes per channel.
+    """
+    if not nodes:
+        return Activation(lambda x: (x, np.ones_like(x)))
+    node = nodes[0]
+    if len(nodes) > 1:
+        return f"{node.op} is followed by {nodes[1].op}"
+    if node.op == "Relu":
+        return _piecewise(0.0, np.inf, np.float32(0.0))
+    if node.op == "Clip":
+        bounds = clip_bounds(node)
+        if bounds is None:
+            return "the bounds of a Clip are computed"
+        return _piecewise(*bounds, np.float32(0.0))
+    if node.op == "LeakyRelu":
+        return _leaky(np.float32(node.attrs.get("alpha", 0.01)))
+    if node.op == "PRelu" and given(node, 1) is not None and not node.inputs[1].inputs:
+        slope = values_of(node.inputs[1]).reshape(-1)
+        return _leaky(np.asarray(slope if len(slope) == 1 else slope[kept], np.float32))
+    if node.op == "HardSwish":
+        return Activation(_hard_swish)
+    return f"steps through {node.op} are not known"
+
+
+def _piecewise(low: float, high: float, outside: np.float32) -> Activation:
+    def apply(x: Floats) -> tuple[Floats, Floats]:
+        inside = (x > low) & (x < high)
+        return np.clip(x, np.float32(low), np.float32(high)), inside.astype(np.float32)
+
+    return Activation(apply)
+
+
+def _leaky(slope: Any) -> Activation:
+    def apply(x: Floats) -> tuple[Floats, Floats]:
+        rate = np.where(x > 0, np.float32(1.0), slope).astype(np.float32)
+        return x * rate, rate
+
+    return Activation(apply)
+
+
+def _hard_swish(x: Floats) -> tuple[Floats, Floats]:
+    gate = np.clip(x / 6 + np.float32(0.5), 0, 1)
+    rate = np.where(x <= -3, 0, np.where(x >= 3, 1, x / 3 + np.float32(0.5)))
+    return (x * gate).astype(np.float32), rate.astype(np.float32)
+
+
+@dataclass
+class Block:
+    """expand -> activation -> depthwise -> activation -> project, on windows of its input.
+
+    Attributes:
+        weights: expand [c, h] and its bias [h], depthwise [cells, h] and its bias [h], project
+            [h, q] and its bias [q].
+        first, second: the activations.
+    """
+
+    weights: list[Floats]
+    first: Activation
+    second: Activation
+
+    def outputs(self, x: Floats, inside: Floats) -> Floats:
+        """Outputs [n, q] for windows x [n, cells, c], of which some cells are padding."""
+        return self._forward(x, inside)[-1]
+
+    def gradients(self, x: Floats, inside: Floats, y: Floats) -> tuple[float, list[Floats]]:
+        """Mean squared error of a minibatch, and its derivative by every weight."""
+        _, _, depthwise, _, project, _ = self.weights
+        hidden, rate, deep, deep_rate, out = self._forward(x, inside)
+        wrong = out - y
+        back = wrong * np.float32(2.0 / wrong.size)
+        to_deep = (back @ project.T) * deep_rate
+        to_hidden = to_deep[:, None, :] * depthwise * rate
+        flat = to_hidden.reshape(-1, to_hidden.shape[2])
+        return float(np.mean(wrong * wrong)), [
+            x.reshape(len(flat), -1).T @ flat,
+            flat.sum(0),
+            np.einsum("nkh,nh->kh", hidden, to_deep),
+            to_deep.sum(0),
+            deep.T @ back,
+            back.sum(0),
+        ]
+
+    def _forward(self, x: Floats, inside: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        expand, expand_bias, depthwise, depthwise_bias, project, project_bias = self.weights
+        n, cells, channels = x.shape
+        wide = (x.reshape(-1, channels) @ expand + expand_bias).reshape(n, cells, -1)
+        hidden, rate = self.first.apply(wide)
+        hidden, rate = hidden * inside[:, :, None], rate * inside[:, :, None]
+        deep, deep_rate = self.second.apply(
+            np.einsum("nkh,kh->nh", hidden, depthwise) + depthwise_bias
+        )
+        return hidden, rate, deep, deep_rate, deep @ project + project_bias
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Samples of a block: x [n, cells, c], which cells are no padding [n, cells], y [n, q]."""
+
+    x: Floats
+    inside: Floats
+    y: Floats
+
+
+def train(
+    block: Block, fit: Windows, held_out: Windows, *, steps: int, rate: float, seed: int
+) -> float:
+    """Improve a block's weights in place.
+
+    Every 50 steps it is judged on held-out samples; the best weights seen are kept, and after
+    three judgements without a better one it stops.
+
+    Args:
+        steps: minibatches at most.
+        rate: step size at the start; falls to zero along a half cosine.
+        seed: of the minibatches.
+
+    Returns:
+        The squared error on held-out samples over the variance of the targets.
+    """
+    rng = np.random.default_rng(seed)
+    variance = max(float(held_out.y.var(0).sum()), 1e-30)
+    scale = np.float32(1.0 / max(float(fit.y.std()), 1e-12))  # so that one rate serves all blocks
+    moments = [(np.zeros_like(w), np.zeros_like(w)) for w in block.weights]
+    best = [w.copy() for w in block.weights]
+    lowest, idle = _error(block, held_out) / variance, 0
+    for step in range(1, steps + 1):
+        picked = rng.integers(0, len(fit.x), _BATCH)
+        _, gradients = block.gradients(fit.x[picked], fit.inside[picked], fit.y[picked])
+        now = rate * 0.5 * (1 + np.cos(np.pi * step / steps))
+        for i, gradient in enumerate(gradients):
+            first, second = moments[i]
+            gradient *= scale
+            first += (gradient - first) * np.float32(0.1)
+            second += (gradient * gradient - second) * np.float32(0.001)
+            size = now * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+            block.weights[i] -= np.float32(size) * first / (np.sqrt(second) + np.float32(1e-8))
+        if step % _JUDGE_EVERY == 0 or step == steps:
+            error = _error(block, held_out) / variance
+            if error < lowest:
+                lowest, idle, best = error, 0, [w.copy() for w in block.weights]
+            else:
+                idle += 1
+            if idle == 3 or not np.isfinite(error):
+                break
+    block.weights[:] = best
+    return lowest
+
+
+_BATCH = 512
+_JUDGE_EVERY = 50
+
+
+def _error(block: Block, windows: Windows) -> float:
+    """Squared error summed over outputs, the mean over samples."""
+    total = 0.0
+    for start in range(0, len(windows.x), 1024):
+        part = slice(start, start + 1024)
+        wrong = block.outputs(windows.x[part], windows.inside[part]) - windows.y[part]
+        total += float(np.einsum("nq,nq->", wrong, wrong))
+    return total / max(1, len(windows.x))

@@ -1,0 +1,100 @@
+"""Candidates judged on rows that no fit has seen: how far outputs are from the original's.
+
+A candidate that differs in one block computes everything before it as the original does, so that
+part is run once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxnas.divergence import Divergence, Judged, compare, judged_tensors
+from onnxnas.excerpt import dependents, excerpt
+from onnxnas.materialize import Applied
+from onnxnas.recover import FitRows
+from onnxnas.runtime import Session
+
+Tensors = dict[str, NDArray[Any]]
+
+_MOST_KEPT_BYTES = 1 << 29
+"""Values of inner tensors kept for all held-out rows; if they are more, all is run again."""
+
+
+@dataclass
+class HeldOut:
+    """The held-out rows and what the original says about them.
+
+    Attributes:
+        graph: the normalised original.
+        judged: by what networks are compared.
+        expected: the judged tensors of the original, row by row.
+    """
+
+    graph: Any
+    rows: FitRows
+    judged: tuple[Judged, ...] = ()
+    expected: list[Tensors] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, graph: Any, rows: FitRows) -> HeldOut:
+        """Run the original once."""
+        held_out = cls(graph, rows, judged_tensors(graph))
+        held_out.expected = held_out._run(graph, [j.tensor for j in held_out.judged])
+        return held_out
+
+    def divergence(self, student: Applied) -> Divergence:
+        """How far one candidate is from the original."""
+        return self.divergences([student])[0]
+
+    def divergences(self, students: Sequence[Applied]) -> list[Divergence]:
+        """The same for several; those that share their first part run it once, if in a row."""
+        names = [j.tensor for j in self.judged]
+        found, border, before = [], frozenset[str](), list[Tensors]()
+        for student in students:
+            needed = self._border(student, names)
+            if needed != border or not before:
+                border, before = needed, self._kept(needed)
+            found.append(
+                compare(self.judged, self.expected, self._run(student.graph, names, before))
+            )
+        return found
+
+    def _border(self, student: Applied, names: Sequence[str]) -> frozenset[str]:
+        """Tensors of the original from which a candidate's changed part is computed."""
+        changed = dependents(student.graph, student.provenance)
+        read = {
+            tensor.name
+            for node in student.graph.nodes
+            if any(t.name in changed for t in node.outputs)
+            for tensor in node.inputs
+            if tensor.inputs and tensor.name not in changed
+        }
+        return frozenset(read | {n for n in names if n not in changed})
+
+    def _kept(self, border: frozenset[str]) -> list[Tensors]:
+        """The border's values on every held-out row; nothing where they are too many."""
+        if not border:
+            return []
+        tensors = self.graph.tensors()
+        shapes = [[d if isinstance(d, int) else 1 for d in tensors[n].shape or ()] for n in border]
+        size = 4 * sum(int(np.prod(s, dtype=np.int64)) for s in shapes) * sum(self.rows.held_out)
+        return self._run(self.graph, sorted(border)) if size <= _MOST_KEPT_BYTES else []
+
+    def _run(
+        self, graph: Any, names: Sequence[str], before: Sequence[Mapping[str, NDArray[Any]]] = ()
+    ) -> list[Tensors]:
+        fed = sorted(before[0]) if before else []
+        inner = [n for n in names if n not in fed]
+        session = Session(excerpt(graph, inner, fed), optimised=True)
+        wanted = {value.name for value in session.session.get_inputs()}
+        results = []
+        for i, (_, _, batch) in enumerate(self.rows.feeds(held_out=True)):
+            values = {**batch, **(before[i] if before else {})}
+            outputs = session.run({n: v for n, v in values.items() if n in wanted})
+            results.append({n: outputs[n] if n in outputs else values[n] for n in names})
+        return results

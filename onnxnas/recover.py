@@ -1,0 +1,298 @@
+"""Weights for the choices that change the function, fitted on the user's unlabelled inputs.
+
+Every choice is first fitted alone, in the original: one tapped run over the rows serves all sites,
+and what was found is kept on disk. A candidate's choices are then fitted again one after another,
+in execution order, each on the inputs it will really see and towards the original's outputs, so
+that later blocks repair what earlier ones changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxnas.calibration import Calibration
+from onnxnas.errors import UsageError
+from onnxnas.excerpt import excerpt
+from onnxnas.materialize import Weights, apply_candidate
+from onnxnas.pass_contract import Fitted, NotRecoverable, Pass
+from onnxnas.runtime import Session
+from onnxnas.samples import (
+    Samples,
+    Sampling,
+    Targets,
+    Tensors,
+    read_samples,
+    read_targets,
+    split_rows,
+)
+from onnxnas.sites import Candidate, Choice, SearchSpace, Site
+from onnxnas.version import __version__
+
+MIN_ROWS = 50
+"""Fewer rows say too little about the tensors of a network, and about how good a fit is."""
+
+HELD_OUT_SHARE, MOST_HELD_OUT = 0.2, 100
+"""Rows that are never fitted on; 100 are enough to rank choices by divergence."""
+
+_CHUNK_BYTES = 1 << 29
+"""Sums and samples held at a time while all sites are fitted alone."""
+
+Move = tuple[str, str]
+"""(site id, choice label)."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class FitRows:
+    """The rows fits are made on and judged by.
+
+    Attributes:
+        calibration: of the model's contract.
+        held_out: for each run over `calibration.batches()` whether it is never fitted on.
+        digest: of all values, so that fits made on other data are not mistaken for these.
+    """
+
+    calibration: Calibration
+    held_out: tuple[bool, ...]
+    digest: str
+
+    @classmethod
+    def of(cls, calibration: Calibration) -> FitRows:
+        """Split the rows evenly.
+
+        Raises:
+            UsageError: there are too few.
+        """
+        if len(calibration) < MIN_ROWS:
+            raise UsageError(
+                f"{calibration.source} has {len(calibration)} rows, and fitting weights needs "
+                f"{MIN_ROWS}: give more, or leave those rewrites out with --exact-only."
+            )
+        digest, count = hashlib.sha256(), 0
+        for batch in calibration.batches():
+            count += 1
+            for name in sorted(batch):
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(batch[name]).data)
+        held_out = tuple(split_rows(count, HELD_OUT_SHARE, MOST_HELD_OUT))
+        return cls(calibration, held_out, digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.held_out)
+
+    def feeds(self, *, held_out: bool | None = None) -> Iterator[tuple[int, bool, Tensors]]:
+        """Index, whether held out, and the inputs; only those held out or not, if asked for."""
+        for row, (out, batch) in enumerate(
+            zip(self.held_out, self.calibration.batches(), strict=True)
+        ):
+            if held_out is None or out == held_out:
+                yield row, out, batch
+
+    def run(self, graph: Any, tensors: Iterable[str]) -> Iterator[tuple[int, bool, Tensors]]:
+        """Values of some tensors of a graph on every row, inputs among them."""
+        names = sorted(set(tensors))
+        model = excerpt(graph, [n for n in names if n not in {t.name for t in graph.inputs}])
+        session = Session(model, optimised=True)
+        wanted = {value.name for value in session.session.get_inputs()}
+        for row, out, batch in self.feeds():
+            values = session.run({n: v for n, v in batch.items() if n in wanted})
+            yield row, out, {**batch, **values}
+
+
+@dataclass
+class BlockLibrary:
+    """What was fitted, on disk: the same weights, data and choice are never fitted twice.
+
+    Attributes:
+        folder: None keeps nothing.
+    """
+
+    folder: Path | None
+
+    def get(self, key: str) -> Fitted | None:
+        """What is kept under a key; a damaged file counts as nothing."""
+        if self.folder is None:
+            return None
+        path = self.folder / f"{key}.npz"
+        try:
+            with np.load(path) as stored:
+                values = {name: stored[name] for name in stored.files}
+            return Fitted(values, float(values.pop("error")))
+        except (OSError, ValueError, KeyError, EOFError):
+            return None
+
+    def put(self, key: str, fitted: Fitted) -> None:
+        """Keep a fit; written aside and renamed, so that no reader finds half a file."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".npz")
+        with os.fdopen(handle, "wb") as file:
+            values: dict[str, Any] = dict(fitted.values)
+            np.savez(file, **values, error=np.float64(fitted.error))
+        Path(name).replace(self.folder / f"{key}.npz")
+
+
+@dataclass
+class Recovery:
+    """Fits the choices of one model on one set of rows.
+
+    Attributes:
+        graph: the normalised original; is not changed.
+        model_digest: of its weights and structure.
+        rows: to fit on and to judge by.
+        library: keeps what is found.
+        seed: of the sampled positions.
+    """
+
+    graph: Any
+    model_digest: str
+    space: SearchSpace
+    passes: Mapping[str, Pass]
+    rows: FitRows
+    library: BlockLibrary
+    seed: int = 0
+    progress: Progress = field(default=lambda *_: None)
+
+    def alone(self, moves: Sequence[Move]) -> tuple[dict[Move, Fitted], dict[Move, str]]:
+        """Fit choices, each as the only change to the original.
+
+        Returns:
+            What was found, and for the others why nothing was.
+        """
+        found: dict[Move, Fitted] = {}
+        refused: dict[Move, str] = {}
+        missing: dict[str, list[Choice]] = {}
+        for site_id, label in moves:
+            site = self.space.site(site_id)
+            kept = self.library.get(self._key(site, site.choice(label), ""))
+            if kept is None:
+                missing.setdefault(site_id, []).append(site.choice(label))
+            else:
+                found[site_id, label] = kept
+        sites = [self.space.site(site_id) for site_id in missing]
+        done = 0
+        for chunk in self._chunks(sites):
+            self.progress("sampling the original", done, len(sites))
+            samplings = [s for _, asked in chunk for s in asked]
+            tensors = {t for s in samplings for t in (*s.student_tensors, s.target)}
+            rows = self.rows.run(self.graph, tensors)
+            samples = iter(read_samples(samplings, rows, None, len(self.rows), self.seed))
+            for site, asked in chunk:
+                self.progress("fitting each choice alone", done, len(sites))
+                data = [next(samples) for _ in asked]
+                self._fit(site, missing[site.id], data, "", found, refused)
+                done += 1
+        self.progress("fitting each choice alone", len(sites), len(sites))
+        return found, refused
+
+    def in_order(self, candidate: Candidate) -> tuple[dict[Move, Fitted], dict[Move, str]]:
+        """Fit the choices of a candidate one after another, each behind those before it."""
+        decided = {s.id: (s, c) for s, c in self.space.decided(candidate)}
+        recovered = [(s, c) for s, c in decided.values() if c.exactness == "recovered"]
+        place = {t.name: i for i, node in enumerate(self.graph.nodes) for t in node.outputs}
+        recovered.sort(key=lambda decision: place[decision[0].tensor])
+        found: dict[Move, Fitted] = {}
+        refused: dict[Move, str] = {}
+        targets: Targets | None = None
+        before = Candidate()
+        for done, (site, choice) in enumerate(recovered):
+            self.progress("fitting the choices in order", done, len(recovered))
+            after = before.with_choice(site.id, choice.label)
+            context = str(before)
+            kept = self.library.get(self._key(site, choice, context))
+            if kept is not None:
+                found[site.id, choice.label] = kept
+            else:
+                if targets is None:
+                    targets = self._targets([s for s, _ in recovered[done:]])
+                data = self._behind(site, before, {m: f.values for m, f in found.items()}, targets)
+                self._fit(site, [choice], data, context, found, refused)
+            if (site.id, choice.label) in found:
+                before = after
+        self.progress("fitting the choices in order", len(recovered), len(recovered))
+        return found, refused
+
+    def _targets(self, sites: Sequence[Site]) -> Targets:
+        samplings = [s for site in sites for s in self._samplings(site)]
+        rows = self.rows.run(self.graph, {s.target for s in samplings})
+        return read_targets(samplings, rows, len(self.rows), self.seed)
+
+    def _behind(
+        self, site: Site, before: Candidate, weights: Weights, targets: Targets
+    ) -> list[Samples]:
+        samplings = self._samplings(site)
+        student = apply_candidate(self.graph, self.space, before, self.passes, weights).graph
+        rows = self.rows.run(student, {t for s in samplings for t in s.student_tensors})
+        return read_samples(samplings, rows, targets, len(self.rows), self.seed)
+
+    def _fit(
+        self,
+        site: Site,
+        choices: Sequence[Choice],
+        data: Sequence[Samples],
+        context: str,
+        found: dict[Move, Fitted],
+        refused: dict[Move, str],
+    ) -> None:
+        pass_ = self.passes[site.pass_name]
+        try:
+            fits = pass_.recover(self.graph, site, choices, data)
+        except NotRecoverable as reason:
+            refused.update(((site.id, choice.label), str(reason)) for choice in choices)
+            return
+        for choice, fitted in zip(choices, fits, strict=True):
+            finite = np.isfinite(fitted.error) and all(
+                np.isfinite(v).all() for v in fitted.values.values()
+            )
+            if not finite:
+                refused[site.id, choice.label] = "the fit did not converge to finite weights"
+            elif fitted.error >= 1.0:
+                refused[site.id, choice.label] = (
+                    f"its fit explains nothing of held-out rows (error {fitted.error:.2f})"
+                )
+            else:
+                found[site.id, choice.label] = fitted
+                self.library.put(self._key(site, choice, context), fitted)
+
+    def _samplings(self, site: Site) -> Sequence[Sampling]:
+        return self.passes[site.pass_name].samplings(self.graph, site)
+
+    def _chunks(self, sites: Sequence[Site]) -> Iterator[list[tuple[Site, Sequence[Sampling]]]]:
+        """Sites whose samples fit in memory together."""
+        chunk: list[tuple[Site, Sequence[Sampling]]] = []
+        total = 0
+        tensors = self.graph.tensors()
+        for site in sites:
+            asked = self._samplings(site)
+            size = sum(s.size_bytes(lambda name: tensors[name].shape) for s in asked)
+            if chunk and total + size > _CHUNK_BYTES:
+                yield chunk
+                chunk, total = [], 0
+            chunk.append((site, asked))
+            total += size
+        if chunk:
+            yield chunk
+
+    def _key(self, site: Site, choice: Choice, context: str) -> str:
+        """Everything a fit depends on: weights, data, choice, options, and what came before."""
+        parts = (
+            __version__, self.model_digest, self.rows.digest, str(self.seed),
+            repr(self.passes[site.pass_name]), site.id, choice.label, str(choice.params), context,
+        )  # fmt: skip
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def values_only(found: Mapping[Move, Fitted]) -> dict[Move, Mapping[str, NDArray[Any]]]:
+    """As `apply_candidate` takes them."""
+    return {move: fitted.values for move, fitted in found.items()}

@@ -1,0 +1,213 @@
+"""Which choices that change the function to make: cheapest damage for each latency goal.
+
+Costs come first: a choice that saves nothing on the target is never fitted. What remains is fitted
+alone, judged alone on held-out rows, and combined by an integer program on the sums of savings and
+divergences. Sums are only a proxy: the solutions for a ladder of goals are fitted again in order,
+compiled whole and really judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from onnxnas.divergence import Divergence
+from onnxnas.graph import static_view
+from onnxnas.held_out import HeldOut
+from onnxnas.materialize import apply_candidate
+from onnxnas.pass_contract import Fitted
+from onnxnas.recover import Move, Recovery, values_only
+from onnxnas.search import MIN_GAIN, Evaluator, Progress, Trial
+from onnxnas.sites import Candidate, SearchSpace
+
+_CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Single:
+    """One choice alone.
+
+    Attributes:
+        saving: cycles it takes off the whole network.
+        fitted: its weights.
+        divergence: on held-out rows.
+    """
+
+    saving: float
+    fitted: Fitted
+    divergence: Divergence
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A combination that was fitted in order, compiled whole and judged.
+
+    Attributes:
+        candidate: what was left of the goal's choices after those that could not be fitted.
+        goal: share of the original's cycles that was to be saved.
+        cost: of the whole rewritten network with its own weights.
+        divergence: on held-out rows.
+        proxy: sum of the single divergences.
+        weights: what was fitted.
+    """
+
+    candidate: Candidate
+    goal: float
+    trial: Trial
+    divergence: Divergence
+    proxy: float
+    weights: Mapping[Move, Fitted]
+
+
+@dataclass
+class RecoverySearch:
+    """Searches the recovered choices of one model on one target.
+
+    Attributes:
+        evaluator: costs candidates.
+        recovery: fits weights.
+        held_out: judges candidates.
+        singles: every choice that saves something and could be fitted.
+        rejected: why the others are out.
+    """
+
+    evaluator: Evaluator
+    recovery: Recovery
+    held_out: HeldOut
+    progress: Progress = field(default=lambda *_: None)
+    singles: dict[Move, Single] = field(default_factory=dict)
+    rejected: dict[Move, str] = field(default_factory=dict)
+    alone: dict[Move, Trial] = field(default_factory=dict)
+
+    @property
+    def space(self) -> SearchSpace:
+        return self.evaluator.space
+
+    @property
+    def baseline(self) -> Trial:
+        """The unchanged model."""
+        return self.evaluator.evaluate([Candidate()])[0]
+
+    def judge_alone(self) -> None:
+        """Cost every recovered choice, fit and judge those that save something."""
+        savings = self._savings()
+        found, refused = self.recovery.alone(list(savings))
+        self.rejected.update(refused)
+        done = 0
+        for site in self.space:
+            moves = [(site.id, c.label) for c in site.choices if (site.id, c.label) in found]
+            self.progress("judging each choice alone", done, len(found))
+            students = [
+                apply_candidate(
+                    self.evaluator.graph,
+                    self.space,
+                    Candidate.of(dict([move])),
+                    self.evaluator.passes,
+                    {move: found[move].values},
+                )
+                for move in moves
+            ]
+            for move, divergence in zip(moves, self.held_out.divergences(students), strict=True):
+                if np.isfinite(divergence.value):
+                    self.singles[move] = Single(savings[move], found[move], divergence)
+                else:
+                    self.rejected[move] = "with it the network's outputs are not finite"
+            done += len(moves)
+
+    def _savings(self) -> dict[Move, float]:
+        moves = [
+            (site.id, choice.label)
+            for site in self.space
+            for choice in site.choices
+            if choice.exactness == "recovered"
+        ]
+        savings: dict[Move, float] = {}
+        for start in range(0, len(moves), _CHUNK):
+            self.progress("costing each choice alone", start, len(moves))
+            some = moves[start : start + _CHUNK]
+            trials = self.evaluator.evaluate([Candidate.of(dict([move])) for move in some])
+            for move, trial in zip(some, trials, strict=True):
+                self.alone[move] = trial
+                saving = self.baseline.cycles - trial.cycles
+                if trial.cost is None:
+                    self.rejected[move] = trial.reason
+                elif saving <= MIN_GAIN * self.baseline.cycles:
+                    self.rejected[move] = (
+                        "costs cycles" if saving < 0 else f"saves less than {MIN_GAIN:.1%}"
+                    )
+                else:
+                    savings[move] = saving
+        return savings
+
+    def solve(self, goal: float) -> Candidate | None:
+        """The choices with the least summed divergence that save a share of the cycles."""
+        savings = {m: s.saving / self.baseline.cycles for m, s in self.singles.items()}
+        damage = {m: max(0.0, s.divergence.value) for m, s in self.singles.items()}
+        return cheapest(self.space, savings, damage, goal)
+
+    def finalist(self, goal: float, candidate: Candidate) -> Finalist:
+        """Fit a candidate's choices in order, cost it with those weights, and judge it."""
+        weights, refused = self.recovery.in_order(candidate)
+        for site_id, label in refused:
+            self.rejected.setdefault((site_id, label), refused[site_id, label])
+            candidate = candidate.with_choice(site_id, "keep")
+        values = values_only(weights)
+        applied = apply_candidate(
+            self.evaluator.graph, self.space, candidate, self.evaluator.passes, values
+        )
+        proxy = sum(
+            self.singles[m].divergence.value for m in candidate.decisions if m in self.singles
+        )
+        view = static_view(applied.graph, self.evaluator.input_shapes)
+        trial = Trial(candidate, self.evaluator.cost_model.cost(view))
+        divergence = self.held_out.divergence(applied)
+        return Finalist(candidate, goal, trial, divergence, proxy, weights)
+
+
+def cheapest(
+    space: SearchSpace, savings: Mapping[Move, float], damage: Mapping[Move, float], goal: float
+) -> Candidate | None:
+    """Minimise the summed damage of one choice per site under a sum of savings, exactly.
+
+    Args:
+        space: says which sites exclude each other.
+        savings: of each move, in the unit of `goal`.
+        damage: of each move, not negative.
+        goal: at least so much is to be saved.
+
+    Returns:
+        None where all moves together do not save that much.
+    """
+    moves = sorted(savings)
+    if not moves:
+        return None
+    rows = [[savings[m] for m in moves]]
+    lower, upper = [goal], [np.inf]
+    for clique in _exclusive(space, moves):
+        rows.append([float(m in clique) for m in moves])
+        lower.append(0.0)
+        upper.append(1.0)
+    # The tiny price on every move keeps those out that neither save nor harm.
+    prices = np.array([damage[m] for m in moves]) + 1e-9
+    solution = milp(
+        prices,
+        constraints=LinearConstraint(np.array(rows), lower, upper),
+        integrality=np.ones(len(moves)),
+        bounds=Bounds(0, 1),
+    )
+    if solution.x is None:
+        return None
+    return Candidate.of({m[0]: m[1] for m, x in zip(moves, solution.x, strict=True) if x > 0.5})
+
+
+def _exclusive(space: SearchSpace, moves: Sequence[Move]) -> list[frozenset[Move]]:
+    """Sets of moves of which at most one can be made: of one site, or of a claim."""
+    by_claim: dict[str, set[Move]] = {}
+    for move in moves:
+        site = space.site(move[0])
+        for claim in (f"site:{site.id}", *site.claims):
+            by_claim.setdefault(claim, set()).add(move)
+    return list({frozenset(found) for found in by_claim.values() if len(found) > 1})
