@@ -306,8 +306,8 @@ def contract(model: onnx.ModelProto) -> tuple[tuple[Port, ...], tuple[Port, ...]
     constants = {t.name for t in model.graph.initializer}
     constants |= {t.values.name for t in model.graph.sparse_initializer}
     return (
-        tuple(_port(v) for v in model.graph.input if v.name not in constants),
-        tuple(_port(v) for v in model.graph.output),
+        tuple(port_of(v) for v in model.graph.input if v.name not in constants),
+        tuple(port_of(v) for v in model.graph.output),
     )
 
 
@@ -353,7 +353,8 @@ def _is_float(dtype: Any) -> bool:
     return bool(np.dtype(dtype).kind == "f")
 
 
-def _port(value: onnx.ValueInfoProto) -> Port:
+def port_of(value: onnx.ValueInfoProto) -> Port:
+    """What a declaration of an input, an output or an inner tensor says."""
     dtype = type_name(value.type)
     return Port(value.name, dtype, _shape(value) if value.type.HasField("tensor_type") else None)
 

@@ -202,12 +202,12 @@ def _tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     if tidy.ir_version < 4:
         done.append(f"IR version {tidy.ir_version} became 4")
         tidy.ir_version = 4
-    nodes = [(node, _constant(node)) for node in graph.node]
+    nodes = [(node, constant_of(node)) for node in graph.node]
     if constants := [tensor for _, tensor in nodes if tensor is not None]:
         graph.initializer.extend(constants)
         _replace(graph.node, [node for node, tensor in nodes if tensor is None])
         done.append(f"{len(constants)} Constant nodes became weights")
-    if dead := _remove_dead(graph):
+    if dead := remove_dead(graph):
         done.append(f"{dead} nodes that nothing reads were removed")
     if named := _name_nodes(tidy):
         done.append(f"{named} nodes without a name of their own got one")
@@ -217,7 +217,7 @@ def _tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     return tidy, done
 
 
-def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """The weight a Constant node stands for; None for any other node."""
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or not node.output:
         return None
@@ -238,7 +238,7 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
     return tensor
 
 
-def _remove_dead(graph: onnx.GraphProto) -> int:
+def remove_dead(graph: onnx.GraphProto) -> int:
     """Remove nodes none of whose outputs is read, by whatever subgraph; returns how many."""
     needed = {value.name for value in graph.output}
     kept = []

@@ -21,6 +21,7 @@ from onnxnas.calibration import Calibration
 from onnxnas.cost import Cost, CostModel
 from onnxnas.errors import InfeasibleError, UsageError, VerificationError
 from onnxnas.evaluate import checked, refuse_shared_rows
+from onnxnas.foreign import unchecked_tensors
 from onnxnas.loading import load_model
 from onnxnas.materialize import apply_candidate
 from onnxnas.normalise import Normalised, normalise
@@ -35,6 +36,7 @@ from onnxnas.verify import Verification, find_guilty, verify
 from onnxnas.version import __version__
 
 DEFAULT_TARGET = "ethos-u55-128"
+_UNCHECKED = "behind an operator that onnxruntime does not know: the result could not be checked"
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,10 @@ def prepare(
         else:
             sites += pass_.find_sites(graph, cost_model.target, why)
         misses += why.misses
+    if unchecked := unchecked_tensors(source, shapes):
+        hidden = [site for site in sites if not unchecked.isdisjoint(site.tensors)]
+        sites = [site for site in sites if unchecked.isdisjoint(site.tensors)]
+        misses += [Miss(s.pass_name, s.tensor, _UNCHECKED) for s in hidden]
     if exact_only:
         sites = [s for s in map(_only_exact, sites) if s.choices]
     return Prepared(
@@ -327,7 +333,7 @@ def finish(
         prepared.misses,
         trials,
         search,
-        (*prepared.warnings, *_unavailable(original.cost)),
+        (*prepared.warnings, *verification.notes, *_unavailable(original.cost)),
         quality,
     )
 

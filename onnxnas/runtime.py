@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi import _pybind_state
 
 from onnxnas.errors import UnsupportedError
 from onnxnas.graph import Port, is_static, resolve_shape
@@ -152,6 +153,12 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "uint8": np.dtype(np.uint8), "uint16": np.dtype(np.uint16),
     "uint32": np.dtype(np.uint32), "uint64": np.dtype(np.uint64),
 }  # fmt: skip
+
+
+def known_operators() -> frozenset[tuple[str, str]]:
+    """(domain, name) of every operator that onnxruntime has heard of; domain "" is ONNX's own."""
+    schemas = _pybind_state.get_all_operator_schema()
+    return frozenset((schema.domain, schema.name) for schema in schemas)
 
 
 def _random_floats(

@@ -63,6 +63,12 @@ class Site:
         """``pass@tensor``, unique in a search space."""
         return f"{self.pass_name}@{self.tensor}"
 
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Names of the tensors that the place and its claims are about."""
+        claimed = (claim.partition(":")[2].partition("[")[0] for claim in self.claims)
+        return frozenset({self.tensor, *claimed})
+
     def choice(self, label: str) -> Choice:
         """The choice of that label.
 

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
+
 from onnxnas.calibration import Calibration
 from onnxnas.difference import OutputDifference
 from onnxnas.errors import UnsupportedError, VerificationError
+from onnxnas.foreign import open_up
 from onnxnas.graph import check_model, contract
 from onnxnas.probes import decided_on, stepped_outputs, with_outputs
-from onnxnas.runtime import Feeds, Session, sample_feeds
+from onnxnas.runtime import Feeds, Session, random_feeds, sample_feeds
 
 D = TypeVar("D")
 M = TypeVar("M")
@@ -24,7 +27,8 @@ class Verification:
     Attributes:
         problems: why the result is not a valid stand-in for the original, whatever it computes:
             the checker's complaint, a changed input or output, a failed run.
-        outputs: one per graph output, in order.
+        outputs: one per graph output, in order; where onnxruntime does not know an operator, those
+            that can be computed, and the tensors that such operators read (`onnxnas.foreign`).
         inner: the same for tensors that some outputs are read off (scores under an ArgMax, logits
             under a Softmax), which say more than the outputs; they count for `ok` too.
         random_inputs: how many sets of random inputs were compared.
@@ -62,7 +66,9 @@ class Verification:
         lines += [f"{'same' if d.ok else 'DIFFERENT'}: {d}" for d in (*self.outputs, *self.inner)]
         lines += [f"note: {note}" for note in self.notes]
         rows = f" and {self.calibration_rows} rows of your data" if self.calibration_rows else ""
-        if self.ok:
+        if self.ok and not self.outputs:
+            lines.append("verified: every node and weight is the same; nothing of it can be run")
+        elif self.ok:
             worst = max((d.error / d.tolerance for d in self.outputs), default=0.0)
             lines.append(
                 f"verified: same outputs on {self.random_inputs} random inputs{rows}, "
@@ -112,15 +118,23 @@ def verify(
         max_rows: compare at most so many rows of the calibration data, evenly spaced.
 
     Raises:
-        UnsupportedError: onnxruntime cannot run the original.
+        UnsupportedError: onnxruntime cannot run the original, or what is left of it without the
+            operators it does not know.
         UsageError: an input has dynamic dimensions and no shape is given, or a row of the
             calibration data cannot be used.
     """
     problems = [*_validity(original, result), *_contract_changes(original, result)]
     if problems:
         return Verification(tuple(problems))
+    opened = open_up(original, result, input_shapes or {})
+    if opened is not None:
+        if opened.problem:
+            return Verification((opened.problem,), notes=opened.notes)
+        original, result = opened.original, opened.result
     names = [port.name for port in contract(original)[1]]
     inner = decided_on(original, result)
+    if opened is not None and not names:
+        return Verification(notes=opened.notes)
     original, result = with_outputs(original, inner), with_outputs(result, inner)
     before = Session(original)
     try:
@@ -130,7 +144,7 @@ def verify(
     stepped = stepped_outputs(original)
     noise = _Noise(original, names + inner, stepped)
     differences = {name: OutputDifference(name, name in stepped) for name in names + inner}
-    shapes, notes = dict(input_shapes or {}), []
+    shapes, notes = dict(input_shapes or {}), list(opened.notes if opened else ())
     counts = {"random": 0, "calibration": 0}
     for kind, rows, feeds in _inputs(original, shapes, calibration, seed, max_rows):
         try:
@@ -150,7 +164,7 @@ def verify(
             difference.add(wanted[name], got[name])
     if not sum(counts.values()):
         raise UnsupportedError(
-            f"The model runs on no random input ({notes[0]}): give real ones with --calibration."
+            f"The model runs on no random input ({notes[-1]}): give real ones with --calibration."
         )
     for name, difference in differences.items():
         difference.noise = noise.of(name)
@@ -243,8 +257,11 @@ def _inputs(
         yield "random", 1, one
     if calibration is not None:
         rows = calibration.spread(max_rows)
+        rng = np.random.default_rng(seed)
         for batch in rows.batches():
-            yield "calibration", rows.batch, batch
+            # What nothing can compute (see `onnxnas.foreign`) is an input the data does not have.
+            rest = [port for port in contract(original)[0] if port.name not in batch]
+            yield "calibration", rows.batch, {**batch, **random_feeds(rest, shapes, rng)}
 
 
 def _validity(original: Any, result: Any) -> list[str]:
