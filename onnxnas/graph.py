@@ -228,10 +228,10 @@ def static_view(graph: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> Any:
     view = graph.copy()
     for tensor in view.inputs:
         tensor.shape = list(resolve_shape(tensor, input_shapes))
-    for tensor in view.outputs:
-        tensor.shape = None
+    declared = {id(tensor) for tensor in view.outputs}
     for tensor in view.tensors().values():
-        if isinstance(tensor, gs.Variable) and tensor.inputs and not _is_opaque(tensor.inputs[0]):
+        made = isinstance(tensor, gs.Variable) and bool(tensor.inputs)
+        if made and (id(tensor) in declared or not _is_opaque(tensor.inputs[0])):
             tensor.shape = None
     _infer_or_refuse(view)
     if any(node.op in _SHAPE_OPS for node in view.nodes):

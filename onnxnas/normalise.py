@@ -54,7 +54,7 @@ def normalise(model: onnx.ModelProto, input_shapes: _Shapes | None = None) -> No
     shapes = dict(input_shapes or {})
     steps: list[str] = []
     result = _stage(model, model, _tidy, "tidying up", shapes, steps)
-    obstacle = _obstacle(model)
+    obstacle = _obstacle(result)
     if obstacle:
         steps.append(f"left alone otherwise: the model has {obstacle}")
     else:
@@ -202,6 +202,10 @@ def _tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     if tidy.ir_version < 4:
         done.append(f"IR version {tidy.ir_version} became 4")
         tidy.ir_version = 4
+    if sparse := [_dense(tensor) for tensor in graph.sparse_initializer]:
+        graph.initializer.extend(sparse)
+        graph.ClearField("sparse_initializer")
+        done.append(f"{len(sparse)} sparse weights became dense")
     nodes = [(node, constant_of(node)) for node in graph.node]
     if constants := [tensor for _, tensor in nodes if tensor is not None]:
         graph.initializer.extend(constants)
@@ -215,6 +219,15 @@ def _tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
         tidy.ClearField("training_info")
         done.append("training information was removed: it names weights that rewriting replaces")
     return tidy, done
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    values = onnx.numpy_helper.to_array(sparse.values)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    where = np.unravel_index(indices, dense.shape) if indices.ndim == 1 else tuple(indices.T)
+    dense[where] = values
+    return onnx.numpy_helper.from_array(dense, sparse.values.name)
 
 
 def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:

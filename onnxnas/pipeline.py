@@ -9,28 +9,28 @@ second (`finish`), so a recipe replays to the bytes the search wrote.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from onnxnas import graph as graphs
 from onnxnas.calibration import Calibration
+from onnxnas.choose import choose, fit_again
 from onnxnas.cost import Cost, CostModel
 from onnxnas.errors import InfeasibleError, UsageError, VerificationError
 from onnxnas.evaluate import checked, refuse_shared_rows
 from onnxnas.foreign import unchecked_tensors
-from onnxnas.loading import load_model
-from onnxnas.materialize import apply_candidate
+from onnxnas.loading import external_files, load_model
+from onnxnas.materialize import Weights, apply_candidate
 from onnxnas.normalise import Normalised, normalise
 from onnxnas.pass_contract import Miss, Pass, Why
 from onnxnas.plugins import choose_passes, load_passes, load_target
 from onnxnas.quality import Quality, Task, compare
 from onnxnas.recipe import Recipe, read_recipe
 from onnxnas.result import Network, Result
-from onnxnas.search import Evaluator, LedgerRow, Progress, Trial, greedy
+from onnxnas.search import LedgerRow, Progress, Trial
 from onnxnas.sites import Candidate, SearchSpace, Site
 from onnxnas.verify import Verification, find_guilty, verify
 from onnxnas.version import __version__
@@ -53,6 +53,7 @@ class Prepared:
         space: every site of the chosen passes.
         misses: places that were declined, with reasons.
         input_shapes: static shape of every input, for costing and verification.
+        external: the file has its weights in another file, and so has the result.
     """
 
     source: Any
@@ -67,6 +68,7 @@ class Prepared:
     cost_model: CostModel
     input_shapes: Mapping[str, tuple[int, ...]]
     warnings: tuple[str, ...] = ()
+    external: bool = False
 
 
 def prepare(
@@ -98,10 +100,10 @@ def prepare(
     known, broken = load_passes()
     chosen = choose_passes(known, passes, skip)
     if isinstance(model, (str, Path)):
-        source, name = load_model(model), str(model)
+        source, name, external = load_model(model), str(model), bool(external_files(model))
         digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
     else:
-        source, name = model, model.graph.name or "model"
+        source, name, external = model, model.graph.name or "model", False
         digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
     inputs, _ = graphs.contract(source)
     shapes = dict(input_shapes or {})
@@ -120,9 +122,8 @@ def prepare(
             sites += pass_.find_sites(graph, cost_model.target, why)
         misses += why.misses
     if unchecked := unchecked_tensors(source, shapes):
-        hidden = [site for site in sites if not unchecked.isdisjoint(site.tensors)]
-        sites = [site for site in sites if unchecked.isdisjoint(site.tensors)]
-        misses += [Miss(s.pass_name, s.tensor, _UNCHECKED) for s in hidden]
+        misses += [Miss(s.pass_name, s.tensor, _UNCHECKED) for s in sites if s.tensors & unchecked]
+        sites = [s for s in sites if not s.tensors & unchecked]
     if exact_only:
         sites = [s for s in map(_only_exact, sites) if s.choices]
     return Prepared(
@@ -138,6 +139,7 @@ def prepare(
         cost_model,
         shapes,
         tuple(f"Pass {b.name!r} of {b.owner} cannot be loaded: {b.reason}" for b in broken),
+        external,
     )
 
 
@@ -152,6 +154,7 @@ def optimize(
     task: Task | None = None,
     max_drop: float | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    library: Path | None = None,
     budget_s: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -164,13 +167,15 @@ def optimize(
         passes: only these; None means all.
         skip: not these.
         exact_only: leave out choices that are not exact.
-        calibration: inputs to verify on besides random ones.
+        calibration: unlabelled inputs to fit weights on, and to verify on besides random ones.
         task: metric to measure the original and the result by.
-        max_drop: the metric (its first figure) may fall by at most this much, in its own units.
+        max_drop: the metric (its first figure) may fall by at most this much, in its own units;
+            without a task, agreement with the original on held-out rows.
         input_shapes: fixes dynamic dimensions for costing and verification; the exported
             model keeps them dynamic.
+        library: folder of weights that were fitted before, by data and choice; None keeps none.
         budget_s: seconds for the search; None means until it converges.
-        seed: of the random inputs used to verify.
+        seed: of the random inputs used to verify, and of sampled positions.
         progress: called with (what, done, total).
 
     Raises:
@@ -179,8 +184,8 @@ def optimize(
         VerificationError: a rewrite changed the outputs; names it.
         InfeasibleError: the metric falls by more than `max_drop`.
     """
-    if max_drop is not None and task is None:
-        raise UsageError("--max-drop needs a metric: give one with --evaluate.")
+    if max_drop is not None and task is None and calibration is None:
+        raise UsageError("--max-drop needs --evaluate (a metric) or --calibration (agreement).")
     report_progress = progress or (lambda *_: None)
     report_progress("reading and cleaning the model", 0, 1)
     prepared = prepare(
@@ -190,34 +195,28 @@ def optimize(
         data = checked(prepared.source, task.metric, task.arrays)
         for batch in calibration.batches() if calibration else ():
             refuse_shared_rows(batch, data.inputs)
-    start = time.monotonic()
-    evaluator = Evaluator(
-        prepared.graph,
-        prepared.space,
-        prepared.passes,
-        prepared.cost_model,
-        prepared.input_shapes,
+    chosen = choose(
+        prepared,
+        calibration=calibration,
+        task=task,
+        max_drop=max_drop,
+        library=library,
+        budget_s=budget_s,
+        seed=seed,
+        progress=progress,
     )
-    found = greedy(evaluator, budget_s=budget_s, progress=progress)
     return finish(
         prepared,
-        found.best.candidate,
+        chosen.candidate,
+        weights=chosen.weights,
         calibration=calibration,
         task=task,
         max_drop=max_drop,
         seed=seed,
         progress=progress,
-        ledger=found.ledger,
-        trials=found.trials,
-        search={
-            "strategy": "greedy",
-            "seed": seed,
-            "budget_s": budget_s,
-            "evaluations": len(found.trials),
-            "space_size": float(prepared.space.size()),
-            "seconds": round(time.monotonic() - start, 3),
-            "stopped": found.stopped,
-        },
+        ledger=chosen.ledger,
+        trials=chosen.trials,
+        search=chosen.search,
     )
 
 
@@ -227,10 +226,13 @@ def apply(
     *,
     calibration: Calibration | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    library: Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Result:
     """Replay a recipe on a model: no search, the same bytes as when it was found.
+
+    Weights that were fitted are fitted again on the same calibration data.
 
     Raises:
         UsageError: the recipe cannot be read, or a site of it is not in this model.
@@ -241,6 +243,7 @@ def apply(
     return finish(
         prepared,
         recipe.candidate,
+        weights=fit_again(prepared, recipe.candidate, calibration, library, seed, progress),
         calibration=calibration,
         seed=seed,
         progress=progress,
@@ -273,6 +276,7 @@ def finish(
     candidate: Candidate,
     *,
     search: Mapping[str, Any],
+    weights: Weights | None = None,
     calibration: Calibration | None = None,
     task: Task | None = None,
     max_drop: float | None = None,
@@ -298,10 +302,10 @@ def finish(
         f"onnxnas {__version__}",
         prepared.sha256,
     )
-    model = build(prepared, candidate, recipe)
-    verification = _verify(prepared, model, calibration, seed)
+    model = build(prepared, candidate, recipe, weights)
+    verification = _verify(prepared, model, calibration, seed, exact=not weights)
     if not verification.ok:
-        raise VerificationError(_blame(prepared, recipe, verification, calibration, seed))
+        raise VerificationError(_blame(prepared, recipe, verification, calibration, seed, weights))
     quality: tuple[Quality, ...] = ()
     if task is not None:
         report_progress("measuring the task metric", 0, 1)
@@ -314,15 +318,13 @@ def finish(
     report_progress("costing the result", 0, 1)
     original = measure(prepared, prepared.graph)
     optimized = measure(prepared, graphs.from_model(model))
-    inputs, outputs = graphs.contract(prepared.source)
     report_progress("costing the result", 1, 1)
     return Result(
         model,
         prepared.name,
         prepared.sha256,
         prepared.cost_model.target,
-        inputs,
-        outputs,
+        *graphs.contract(prepared.source),
         prepared.input_shapes,
         prepared.steps,
         original,
@@ -335,12 +337,15 @@ def finish(
         search,
         (*prepared.warnings, *verification.notes, *_unavailable(original.cost)),
         quality,
+        prepared.external,
     )
 
 
-def build(prepared: Prepared, candidate: Candidate, recipe: Recipe) -> Any:
+def build(
+    prepared: Prepared, candidate: Candidate, recipe: Recipe, weights: Weights | None = None
+) -> Any:
     """The `onnx.ModelProto` of a candidate; the same bytes every time."""
-    applied = apply_candidate(prepared.graph, prepared.space, candidate, prepared.passes)
+    applied = apply_candidate(prepared.graph, prepared.space, candidate, prepared.passes, weights)
     model = graphs.to_model(applied.graph, prepared.normalised, applied.provenance)
     graphs.set_metadata(
         model,
@@ -355,14 +360,11 @@ def build(prepared: Prepared, candidate: Candidate, recipe: Recipe) -> Any:
 
 
 def _verify(
-    prepared: Prepared, model: Any, calibration: Calibration | None, seed: int
+    prepared: Prepared, model: Any, calibration: Calibration | None, seed: int, exact: bool = True
 ) -> Verification:
+    shapes = prepared.input_shapes
     return verify(
-        prepared.source,
-        model,
-        input_shapes=prepared.input_shapes,
-        calibration=calibration,
-        seed=seed,
+        prepared.source, model, input_shapes=shapes, calibration=calibration, seed=seed, exact=exact
     )
 
 
@@ -372,12 +374,13 @@ def _blame(
     verification: Verification,
     calibration: Calibration | None,
     seed: int,
+    weights: Weights | None,
 ) -> str:
     """One sentence that names the first rewrite with which the outputs differ."""
     guilty = find_guilty(
         [(site.id, choice.label) for site, choice in prepared.space.decided(recipe.candidate)],
-        lambda decisions: build(prepared, Candidate.of(dict(decisions)), recipe),
-        lambda model: _verify(prepared, model, calibration, seed).ok,
+        lambda decisions: build(prepared, Candidate.of(dict(decisions)), recipe, weights),
+        lambda model: _verify(prepared, model, calibration, seed, exact=not weights).ok,
     )
     what = "the cleaned model" if guilty is None else f"{guilty[0]}={guilty[1]}"
     return (
@@ -394,5 +397,4 @@ def _unavailable(cost: Cost) -> tuple[str, ...]:
 
 
 def _only_exact(site: Site) -> Site:
-    exact = tuple(c for c in site.choices if c.exactness == "exact")
-    return Site(site.pass_name, site.tensor, exact, site.claims, site.params)
+    return replace(site, choices=tuple(c for c in site.choices if c.exactness == "exact"))

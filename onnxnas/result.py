@@ -45,6 +45,7 @@ class Result:
         ledger: one row per site and choice.
         search: strategy, seed, evaluations, seconds, why it stopped.
         quality: the task metric before and after, where one was given.
+        external: weights are written to a file beside the model, as the input's were.
     """
 
     model: Any
@@ -65,6 +66,7 @@ class Result:
     search: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     quality: tuple[Quality, ...] = ()
+    external: bool = False
     version: str = __version__
 
     @property
@@ -116,7 +118,7 @@ class Result:
             ) from error
         for name, text in report.files_of(self).items():
             write_text(run_dir / name, text)
-        save_model(self.model, output)
+        save_model(self.model, output, external=self.external)
 
 
 def write_text(path: Path, text: str) -> None:

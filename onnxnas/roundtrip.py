@@ -148,6 +148,8 @@ _LOST_ATTRIBUTES = frozenset({"TENSORS", "GRAPHS", "SPARSE_TENSOR", "SPARSE_TENS
 
 def _refuse_unrepresentable(model: onnx.ModelProto) -> None:
     """The importer skips some attributes with a log line, and fails on others."""
+    if model.graph.sparse_initializer:  # cleaning makes them dense
+        raise UnsupportedError("The model cannot be rewritten: it has sparse weights.")
     for node in walk(model, onnx.NodeProto):
         name = f"{node.op_type} node {node.name or ', '.join(node.output)!r}"
         for attribute in node.attribute:

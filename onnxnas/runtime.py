@@ -185,4 +185,6 @@ def _random_floats(
 
 def _reason(error: Exception) -> str:
     """The error without onnxruntime's prefix, e.g. ``[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED``."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
+    # ... and without the place in its source: ``Load model from X failed:/a.cc:256 f(int&) text``
+    return re.sub(r"^(?:Load model from .*? failed:)?\S+\.(?:cc|h):\d+ .*?\) (?=[A-Z])", "", text)

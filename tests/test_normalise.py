@@ -13,7 +13,7 @@ import oracle
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxnas.errors import UsageError
+from onnxnas.errors import UnsupportedError, UsageError
 from onnxnas.graph import check_model, contract, from_model, to_model
 from onnxnas.normalise import normalise
 
@@ -158,16 +158,22 @@ def test_what_is_unusual_is_left_alone_and_goes_through_unchanged(
             oracle.assert_same_outputs(model, through, one)
 
 
-def test_sparse_weights_are_left_alone() -> None:
+@pytest.mark.parametrize("linear", [True, False])
+def test_sparse_weights_become_dense(linear: bool) -> None:
     values = helper.make_tensor("w", TensorProto.FLOAT, [2], [3.0, 5.0])
-    indices = helper.make_tensor("i", TensorProto.INT64, [2], [1, 2])
+    shape = [2] if linear else [2, 1]
+    indices = helper.make_tensor(
+        "i", TensorProto.INT64, shape, np.array([1, 2]).tobytes(), raw=True
+    )
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
     graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y])
     graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     result = normalise(model)
-    assert any("sparse weights" in step for step in result.steps)
+    assert "1 sparse weights became dense" in result.steps
+    with pytest.raises(UnsupportedError, match="sparse weights"):
+        from_model(model)
     oracle.assert_same_outputs(model, to_model(from_model(result.model), result.model))
 
 
