@@ -24,6 +24,7 @@ from onnxnas.options import (
     ShapeOpt,
     SkipOpt,
     TargetOpt,
+    Verbs,
     calibration_of,
     names,
     outputs,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="onnxnas",
+    cls=Verbs,
     help="Fit a trained ONNX network to the accelerator it has to run on.",
     no_args_is_help=True,
     add_completion=False,
@@ -337,16 +339,11 @@ def main() -> NoReturn:
 
     try:
         code = app(standalone_mode=False)
-        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except OnnxnasError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("Interrupted; nothing was written.", 130)
-    except BrokenPipeError:
-        # The reader of a pipe went away (`| head`): no complaint, as other tools do.
-        sys.stderr.close()
-        sys.exit(0)
     except Exception as error:
         if isinstance(error, _click_exception()):
             error.show()

@@ -214,7 +214,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = T
     return table
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end the program with exit code 1
+
+
 def _print(table: Table) -> None:
     # Off a terminal lines are not wrapped at 80 columns: a cut table cannot be searched.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    console = _Output(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
     console.print(table)

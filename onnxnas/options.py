@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,6 +56,23 @@ OutOpt = Annotated[
     typer.Option("--output", "-o", help="Result file [default: MODEL-TARGET.onnx here]."),
 ]
 DEFAULT_TARGET = "ethos-u55-128"
+
+
+class Verbs(typer.core.TyperGroup):
+    """The verbs; what typer would end in its own way, silently with exit code 1, ends in ours."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            value = super().invoke(ctx)
+            sys.stdout.flush()
+            return value
+        except KeyboardInterrupt:
+            print("onnxnas: Interrupted; nothing was written.", file=sys.stderr)
+            sys.exit(130)
+        except BrokenPipeError:
+            # The reader of a pipe went away (`| head`): no complaint, as other tools do.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
 
 
 def outputs(

@@ -211,14 +211,41 @@ def test_ctrl_c_leaves_a_whole_result_or_nothing(tmp_path: Path, phase: str) -> 
         oracle.assert_same_outputs(onnx.load(model), onnx.load(out))
 
 
-def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["inspect --why", "predict", "verify {model}"])
+def test_a_closed_pipe_is_no_error(tmp_path: Path, verb: str) -> None:
     model = small_model(tmp_path / "m.onnx")
+    command = f"'{sys.executable}' -m onnxnas {verb.format(model=model)} '{model}'"
     done = subprocess.run(
-        f"'{sys.executable}' -m onnxnas inspect '{model}' --why | head -1",
-        shell=True,
+        ["bash", "-c", f"set -o pipefail; {command} | true"],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "Broken" not in done.stderr
+
+
+def test_ctrl_c_says_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxnas.plugins.load_passes", interrupted)
+    assert run("passes") == 130
+    assert capfd.readouterr().err == "onnxnas: Interrupted; nothing was written.\n"
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_verify_refuses_what_is_no_model(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], which: str
+) -> None:
+    model, bad = small_model(tmp_path / "m.onnx"), tmp_path / "bad.onnx"
+    for content in (None, b"", b"\xff\xd8\xff", model.read_bytes()[:400]):
+        if content is not None:
+            bad.write_bytes(content)
+        pair = (bad, model) if which == "first" else (model, bad)
+        assert run("verify", *pair) == 2
+        stderr = capfd.readouterr().err
+        assert stderr.startswith("onnxnas: ")
+        assert stderr.count("\n") == 1
+        assert "bad.onnx" in stderr
