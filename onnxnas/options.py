@@ -61,7 +61,7 @@ DEFAULT_TARGET = "ethos-u55-128"
 class Verbs(typer.core.TyperGroup):
     """The verbs; what typer would end in its own way, silently with exit code 1, ends in ours."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             value = super().invoke(ctx)
             sys.stdout.flush()

@@ -12,8 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxnas import pipeline
+from onnxnas.calibration import load_calibration
 from onnxnas.cli import main
 from onnxnas.errors import UnsupportedError
+from onnxnas.graph import contract
 from onnxnas.loading import load_model
 from onnxnas.verify import verify
 
@@ -120,6 +122,33 @@ def test_names_documentation_and_order_of_attributes_do_not_count() -> None:
     del node.attribute[:]
     node.attribute.extend(copies)
     assert verify(model, changed).ok
+
+
+def test_a_rewrite_where_nothing_can_be_run_is_not_verified() -> None:
+    model, changed = with_foreign(declared=False), with_foreign(declared=False)
+    x = changed.graph.node[-1].input[0]  # two nodes that compute what one did
+    del changed.graph.node[-1]
+    for op, source, out in (("Identity", x, "same"), ("Sigmoid", "same", "y")):
+        changed.graph.node.append(helper.make_node(op, [source], [out]))
+    result = verify(model, changed)
+    assert not result.ok
+    assert "Sigmoid (y) is not the same, and cannot be compared by running" in result.failure()
+    fed = with_foreign()
+    del changed.graph.value_info[:]
+    changed.graph.value_info.extend(fed.graph.value_info)
+    assert verify(fed, changed).ok  # with a declared shape it can be run
+
+
+@pytest.mark.parametrize("batch", [1, "n"])
+def test_rows_of_real_data_are_compared_too(batch: int | str, tmp_path: Path) -> None:
+    model = with_foreign(batch=batch)
+    rows = np.random.default_rng(0).standard_normal((3, 8, 10, 10)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    data = load_calibration(tmp_path / "rows.npy", contract(model)[0])
+    result = verify(model, model, calibration=data)
+    assert result.ok
+    assert result.calibration_rows == 3
+    assert not verify(model, sabotaged(model, 5), calibration=data).ok
 
 
 def test_a_function_and_a_branch_with_a_foreign_operator_inside_are_foreign() -> None:
