@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxnas.channel_flow import given
@@ -20,14 +19,18 @@ from onnxnas.channels import positions, resize_group
 from onnxnas.coupling import ConstantAxis, Coupling, Group
 from onnxnas.excerpt import dependents
 from onnxnas.graph import values_of
-from onnxnas.least_squares import Floats, Moments, removal_order, ridge
-from onnxnas.ops import conv, producer, sole_consumer
+from onnxnas.least_squares import RIDGE, Floats, Linear, Moments, removal_order, ridge
+from onnxnas.ops import conv, is_constant, producer, sole_consumer
 from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.samples import Samples, Sampling, Window
 
 KEPT = "kept"
 """Key of the fitted values that lists the channels which stay, ascending; the other keys are
 ``<output tensor of a node>:<index of the input that is fitted>``."""
+
+
+_STRENGTHS = (RIDGE, 1e-1, 1.0, 10.0)
+"""Ridges that are tried."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def readers(graph: Any, group: Group) -> tuple[Reader, ...] | str:
         if use.input != 1 or len(node.inputs[1].outputs) != 1:
             return f"the weight of {node.outputs[0].name!r} is shared"
         bias = given(node, 2)
-        if bias is not None and not isinstance(bias, gs.Constant):
+        if bias is not None and not is_constant(bias):
             return f"the bias of {node.outputs[0].name!r} is computed"
         window = _window(node)
         if isinstance(window, str):
@@ -92,7 +95,7 @@ def _reader(
     add = sole_consumer(y, graph)
     if add is not None and add.op == "Add":
         other = add.inputs[0] if add.inputs[1] is y else add.inputs[1]
-        alike = isinstance(other, gs.Variable) and other.shape == y.shape
+        alike = not is_constant(other) and other.shape == y.shape
         if alike and other.name not in after:
             target, minus = add.outputs[0].name, (other.name,)
     samplings = [Sampling((window,), target, minus)]
@@ -164,13 +167,25 @@ def fit_widths(
         for reader, moments, held_out, prior in fits:
             dropped = reader.features[gone].reshape(-1)
             features = np.setdiff1d(np.arange(len(prior)), dropped)
-            linear = ridge(moments, kept=features, prior=prior)
+            linear = _best_ridge(moments, held_out, features, prior)
             errors.append(linear.error(held_out))
             node = tensors[reader.output].inputs[0]
             values[f"{reader.output}:1"] = _as_weight(node, linear.weight[features])
             values[f"{reader.output}:2"] = linear.bias.astype(np.float32)
         results.append((values, float(np.mean(errors))))
     return results
+
+
+def _best_ridge(
+    moments: Moments, held_out: Moments, features: NDArray[np.int64], prior: Floats
+) -> Linear:
+    """A ridge fit, pulled to the old weights as hard as does best on held-out samples.
+
+    Where samples are many for the features, hardly any pull is best; the layer behind a pooling
+    has one sample per row, and would learn the rows by heart.
+    """
+    fits = [ridge(moments, kept=features, prior=prior, strength=s) for s in _STRENGTHS]
+    return min(fits, key=lambda linear: linear.error(held_out))
 
 
 def _as_weight(node: Any, features: Floats) -> NDArray[np.float32]:

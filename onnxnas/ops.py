@@ -155,6 +155,11 @@ def sole_consumer(tensor: Any, graph: Any) -> Any | None:
     return readers[0]
 
 
+def is_constant(tensor: Any) -> bool:
+    """Whether a tensor is known before the network runs."""
+    return isinstance(tensor, gs.Constant)
+
+
 def producer(tensor: Any) -> Any | None:
     """The node that writes a tensor, or None for inputs and constants."""
     return tensor.inputs[0] if tensor.inputs else None

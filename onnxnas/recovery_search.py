@@ -8,7 +8,8 @@ compiled whole and really judged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,8 @@ from onnxnas.search import MIN_GAIN, Evaluator, Progress, Trial
 from onnxnas.sites import Candidate, SearchSpace
 
 _CHUNK = 8
+_STEP = 0.05
+"""Between two goals of the ladder, as a share of the original's cycles."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class RecoverySearch:
         held_out: judges candidates.
         singles: every choice that saves something and could be fitted.
         rejected: why the others are out.
+        finalists: combinations that were really judged.
+        alone: what each choice costs alone.
     """
 
     evaluator: Evaluator
@@ -80,10 +85,12 @@ class RecoverySearch:
     progress: Progress = field(default=lambda *_: None)
     singles: dict[Move, Single] = field(default_factory=dict)
     rejected: dict[Move, str] = field(default_factory=dict)
+    finalists: list[Finalist] = field(default_factory=list)
     alone: dict[Move, Trial] = field(default_factory=dict)
 
     @property
     def space(self) -> SearchSpace:
+        """Of the evaluator."""
         return self.evaluator.space
 
     @property
@@ -141,6 +148,46 @@ class RecoverySearch:
                 else:
                     savings[move] = saving
         return savings
+
+    def climb(
+        self, limit: float, damage: Callable[[Finalist], float], deadline: float | None = None
+    ) -> Finalist | None:
+        """The fastest finalist whose damage stays within a limit; None if there is none.
+
+        Goals rise in steps of 5 % until two in a row do too much damage, then one between the
+        last good and the first bad one is tried. All that were looked at are in `finalists`.
+
+        Args:
+            limit: of the damage.
+            damage: of a finalist, e.g. its loss in agreement.
+            deadline: by `time.monotonic`; no finalist is started after it.
+        """
+        tried: dict[float, bool] = {}
+        step, failures = 1, 0
+        while failures < 2 and (deadline is None or time.monotonic() < deadline):
+            outcome = self._try(step * _STEP, limit, damage)
+            if outcome is None:
+                break
+            tried[step * _STEP] = outcome
+            failures = 0 if outcome else failures + 1
+            step += 1
+        good = max((g for g, ok in tried.items() if ok), default=0.0)
+        bad = min((g for g, ok in tried.items() if not ok and g > good), default=None)
+        if bad is not None and (deadline is None or time.monotonic() < deadline):
+            self._try((good + bad) / 2, limit, damage)
+        fit = [f for f in self.finalists if damage(f) <= limit and f.candidate.decisions]
+        return min(fit, key=lambda f: f.trial.cycles, default=None)
+
+    def _try(self, goal: float, limit: float, damage: Callable[[Finalist], float]) -> bool | None:
+        """Whether the finalist of a goal is within the limit; None where no choices reach it."""
+        candidate = self.solve(goal)
+        if candidate is None:
+            return None
+        known = [f for f in self.finalists if f.candidate == candidate]
+        finalist = known[0] if known else self.finalist(goal, candidate)
+        if not known:
+            self.finalists.append(finalist)
+        return damage(finalist) <= limit
 
     def solve(self, goal: float) -> Candidate | None:
         """The choices with the least summed divergence that save a share of the cycles."""

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = """
 7 __init__ __main__ cli options console
-6 pipeline report recipe result testing
+6 pipeline choose report recipe result testing
 5 search materialize verify evaluate quality metrics recover divergence held_out recovery_search
 4 plugins
 4 passes.* hwmodels.*

@@ -1,0 +1,346 @@
+"""Which rewrites to make: those that need data first, then the exact ones beside them.
+
+Without calibration data only exact choices are searched (`onnxnas.search`), and the ledger says
+of the others that they need data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxnas import graph as graphs
+from onnxnas.calibration import Calibration
+from onnxnas.errors import UsageError
+from onnxnas.held_out import HeldOut
+from onnxnas.materialize import Weights, apply_candidate
+from onnxnas.quality import Task, compare
+from onnxnas.recover import MIN_ROWS, BlockLibrary, FitRows, Recovery, values_only
+from onnxnas.recovery_search import Finalist, RecoverySearch
+from onnxnas.search import Evaluator, LedgerRow, Progress, SearchResult, Status, Trial, greedy
+from onnxnas.sites import Candidate, SearchSpace, Site
+
+if TYPE_CHECKING:
+    from onnxnas.pipeline import Prepared
+
+DEFAULT_DROP = {"task": 0.01, "agreement": 0.05, "error": 0.01}
+"""How much a result may lose where the user says nothing: of the task metric; of agreement with
+the original; squared error over variance where outputs are no classes."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What to make of a model.
+
+    Attributes:
+        candidate: the decisions.
+        weights: of the recovered ones.
+        ledger: one row per site and choice.
+        trials: every candidate that was costed.
+        search: for the report.
+    """
+
+    candidate: Candidate
+    weights: Weights
+    ledger: tuple[LedgerRow, ...]
+    trials: tuple[Trial, ...]
+    search: Mapping[str, Any]
+
+
+@dataclass
+class _Beside(Evaluator):
+    """Costs candidates on top of decisions that are already made, with their fitted weights."""
+
+    made: Candidate = field(default_factory=Candidate)
+    weights: Weights = field(default_factory=dict)
+    whole: SearchSpace = field(default_factory=lambda: SearchSpace(()))
+
+    def view(self, candidate: Candidate) -> Any:
+        both = Candidate.of({**dict(self.made.decisions), **dict(candidate.decisions)})
+        applied = apply_candidate(self.graph, self.whole, both, self.passes, self.weights)
+        return graphs.static_view(applied.graph, self.input_shapes)
+
+
+def choose(
+    prepared: Prepared,
+    *,
+    calibration: Calibration | None = None,
+    task: Task | None = None,
+    max_drop: float | None = None,
+    library: Path | None = None,
+    budget_s: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Chosen:
+    """Search a model's rewrites on a target.
+
+    Args:
+        calibration: unlabelled inputs; without them only exact rewrites are searched.
+        task: binds `max_drop` to its metric, if given.
+        max_drop: of the task metric, or else of agreement; see `DEFAULT_DROP`.
+        library: folder of what was fitted before.
+        budget_s: seconds for the whole search.
+        seed: of sampled positions.
+        progress: called with (what, done, total).
+
+    Raises:
+        UsageError: there are too few rows, or one cannot be read.
+    """
+    start = time.monotonic()
+    report = progress or (lambda *_: None)
+    fitted = any(c.exactness == "recovered" for site in prepared.space for c in site.choices)
+    made, weights, recovery_report = Candidate(), dict[Any, Any](), dict[str, Any]()
+    lacking = _lacking(calibration)
+    rows: tuple[LedgerRow, ...] = tuple(_unfitted(prepared.space, lacking))
+    costed: tuple[Trial, ...] = ()
+    if fitted and calibration is not None and not lacking:
+        search = _recovery_search(prepared, calibration, library, seed, report)
+        limit = _Limit.of(prepared, search, task, max_drop, seed)
+        search.judge_alone()
+        deadline = None if budget_s is None else start + budget_s
+        best = search.climb(limit.value, limit.damage, deadline)
+        if best is not None:
+            made, weights = best.candidate, values_only(best.weights)
+        rows = tuple(_recovered_rows(search, best))
+        costed = tuple(search.evaluator.trials.values())
+        recovery_report = {"recovery": limit.report(search, best)}
+    left = None if budget_s is None else max(0.0, start + budget_s - time.monotonic())
+    exact = _exact_beside(prepared, made, weights, left, report)
+    candidate = Candidate.of({**dict(made.decisions), **dict(exact.best.candidate.decisions)})
+    trials = (*costed, *exact.trials)
+    return Chosen(
+        candidate,
+        weights,
+        (*exact.ledger, *rows),
+        trials,
+        {
+            "strategy": "integer program, then greedy" if recovery_report else "greedy",
+            "seed": seed,
+            "budget_s": budget_s,
+            "evaluations": len(trials),
+            "space_size": float(prepared.space.size()),
+            "seconds": round(time.monotonic() - start, 3),
+            "stopped": exact.stopped,
+            **recovery_report,
+        },
+    )
+
+
+def fit_again(
+    prepared: Prepared,
+    candidate: Candidate,
+    calibration: Calibration | None,
+    library: Path | None,
+    seed: int,
+    progress: Progress | None,
+) -> Weights:
+    """The weights of a candidate that was found before; from the library where it has them.
+
+    Raises:
+        UsageError: weights are to be fitted and there is too little data, or they cannot be.
+    """
+    decided = prepared.space.decided(candidate)
+    if all(choice.exactness == "exact" for _, choice in decided):
+        return {}
+    if calibration is None:
+        raise UsageError("Weights of this recipe are fitted on inputs: give --calibration.")
+    report = progress or (lambda *_: None)
+    search = _recovery_search(prepared, calibration, library, seed, report)
+    found, refused = search.recovery.in_order(candidate)
+    for (site_id, label), reason in refused.items():
+        raise UsageError(f"The weights of {site_id}={label} cannot be fitted: {reason}.")
+    return values_only(found)
+
+
+def _recovery_search(
+    prepared: Prepared,
+    calibration: Calibration,
+    library: Path | None,
+    seed: int,
+    progress: Progress,
+) -> RecoverySearch:
+    progress("reading the calibration data", 0, 1)
+    rows = FitRows.of(calibration)
+    stored = prepared.normalised.SerializeToString(deterministic=True)
+    evaluator = Evaluator(
+        prepared.graph,
+        prepared.space,
+        prepared.passes,
+        prepared.cost_model,
+        prepared.input_shapes,
+    )
+    recovery = Recovery(
+        prepared.graph,
+        hashlib.sha256(stored).hexdigest(),
+        prepared.space,
+        prepared.passes,
+        rows,
+        BlockLibrary(library),
+        seed,
+        progress,
+    )
+    return RecoverySearch(evaluator, recovery, HeldOut.of(prepared.graph, rows), progress)
+
+
+def _exact_beside(
+    prepared: Prepared,
+    made: Candidate,
+    weights: Weights,
+    budget_s: float | None,
+    progress: Progress,
+) -> SearchResult:
+    """Greedy search of the exact choices that do not conflict with what is decided already."""
+    sites = [
+        replace(site, choices=tuple(c for c in site.choices if c.exactness == "exact"))
+        for site in prepared.space
+        if not prepared.space.conflicts(site, made)
+    ]
+    evaluator = _Beside(
+        prepared.graph,
+        SearchSpace(tuple(s for s in sites if s.choices)),
+        prepared.passes,
+        prepared.cost_model,
+        prepared.input_shapes,
+        made=made,
+        weights=weights,
+        whole=prepared.space,
+    )
+    return greedy(evaluator, budget_s=budget_s, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """What a result may lose, and by what that is measured.
+
+    Attributes:
+        binds: ``task``, ``agreement`` or ``error``.
+        value: the most that may be lost.
+        damage: what a finalist loses.
+    """
+
+    binds: str
+    value: float
+    damage: Callable[[Finalist], float]
+
+    @classmethod
+    def of(
+        cls,
+        prepared: Prepared,
+        search: RecoverySearch,
+        task: Task | None,
+        max_drop: float | None,
+        seed: int,
+    ) -> _Limit:
+        drops: dict[Candidate, float] = {}
+
+        def task_drop(finalist: Finalist) -> float:
+            assert task is not None
+            if finalist.candidate not in drops:
+                applied = apply_candidate(
+                    prepared.graph,
+                    prepared.space,
+                    finalist.candidate,
+                    prepared.passes,
+                    values_only(finalist.weights),
+                )
+                model = graphs.to_model(applied.graph, prepared.normalised)
+                drops[finalist.candidate] = compare(task, prepared.source, model, seed)[0].drop
+            return drops[finalist.candidate]
+
+        if task is not None:
+            binds, damage = "task", task_drop
+        elif any(j.kind == "logits" for j in search.held_out.judged):
+            binds, damage = "agreement", _disagreement
+        else:
+            binds, damage = "error", _error
+        return cls(binds, DEFAULT_DROP[binds] if max_drop is None else max_drop, damage)
+
+    def report(self, search: RecoverySearch, best: Finalist | None) -> dict[str, Any]:
+        """The figures of every finalist, plain JSON values."""
+        rows = search.recovery.rows
+        base = search.baseline.cycles
+        return {
+            "bound": {"on": self.binds, "max_drop": self.value},
+            "measure": " and ".join(sorted({j.measure for j in search.held_out.judged})),
+            "rows_fitted_on": len(rows) - sum(rows.held_out),
+            "rows_held_out": sum(rows.held_out),
+            "finalists": [
+                {
+                    "cycles": f.trial.cycles,
+                    "saving": 1 - f.trial.cycles / base,
+                    "divergence": f.divergence.value,
+                    "divergence_standard_error": f.divergence.error,
+                    "agreement": f.divergence.agrees,
+                    "agreement_standard_error": f.divergence.agreement_error,
+                    "drop": self.damage(f),
+                    "sum_of_single_divergences": f.proxy,
+                    "chosen": f is best,
+                    "candidate": str(f.candidate),
+                }
+                for f in sorted(search.finalists, key=lambda f: -f.trial.cycles)
+            ],
+        }
+
+
+def _disagreement(finalist: Finalist) -> float:
+    agrees = finalist.divergence.agrees
+    return 1.0 - (0.0 if agrees is None else agrees)
+
+
+def _error(finalist: Finalist) -> float:
+    return finalist.divergence.value
+
+
+def _lacking(calibration: Calibration | None) -> str:
+    """Why nothing can be fitted; empty if it can."""
+    if calibration is None:
+        return "its weights are fitted on inputs: give some with --calibration"
+    if len(calibration) < MIN_ROWS:
+        return (
+            f"its weights are fitted on {MIN_ROWS} rows or more, and there are {len(calibration)}"
+        )
+    return ""
+
+
+def _unfitted(space: SearchSpace, reason: str) -> Iterator[LedgerRow]:
+    for site in space:
+        for choice in site.choices:
+            if choice.exactness == "recovered":
+                yield _row(site, choice.label, "not chosen", reason, None)
+
+
+def _recovered_rows(search: RecoverySearch, best: Finalist | None) -> Iterator[LedgerRow]:
+    chosen = {} if best is None else dict(best.candidate.decisions)
+    for site in search.space:
+        for choice in site.choices:
+            if choice.exactness != "recovered":
+                continue
+            move = (site.id, choice.label)
+            trial, single = search.alone.get(move), search.singles.get(move)
+            delta = None
+            if trial is not None and trial.cost is not None:
+                delta = trial.cycles - search.baseline.cycles
+            harm = "" if single is None else f"divergence {single.divergence.value:.4f} alone"
+            if chosen.get(site.id) == choice.label:
+                yield _row(site, choice.label, "applied", f"{choice.note}; {harm}", delta)
+            elif trial is None or trial.cost is None:
+                reason = "not costed" if trial is None else trial.reason
+                yield _row(site, choice.label, "impossible", reason, delta)
+            elif move in search.rejected:
+                saves = delta is not None and -delta > 0
+                status: Status = "rejected" if saves and single is None else "not chosen"
+                yield _row(site, choice.label, status, search.rejected[move], delta)
+            elif site.id in chosen:
+                reason = f"{chosen[site.id]} is better here ({harm})"
+                yield _row(site, choice.label, "not chosen", reason, delta)
+            else:
+                reason = f"others save as much for less ({harm})"
+                yield _row(site, choice.label, "not chosen", reason, delta)
+
+
+def _row(site: Site, label: str, status: Status, reason: str, delta: float | None) -> LedgerRow:
+    return LedgerRow(site.pass_name, site.tensor, label, status, reason, "recovered", delta)
