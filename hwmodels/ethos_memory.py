@@ -1,0 +1,194 @@
+"""Peak memory of a network on an Ethos-U target, without its compiler.
+
+Follows how Vela 5.2 plans memory. With shared SRAM, all activations lie there, next to the encoded
+weights that are brought in ahead of use; where that overflows, steps run as cascades. With
+dedicated SRAM, activations belong in DRAM and the SRAM is a cache for what is worth it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxnas.cost import Target
+from onnxnas.hwmodels.ethos_cascades import Cascade, Cascades, moments, rolling_buffers
+from onnxnas.hwmodels.ethos_staging import staged
+from onnxnas.hwmodels.ethos_steps import Steps
+from onnxnas.hwmodels.ethos_weights import (
+    SCALE_BYTES,
+    WeightTraffic,
+    encoded_bytes,
+    weight_buffers,
+)
+from onnxnas.kernels import Kernel
+from onnxnas.memory import Buffer, Peak, peak
+
+_WEIGHT_RATES: Mapping[str, float] = {
+    "Ethos_U55_High_End_Embedded": 1.0,
+    "Ethos_U65_Embedded": 1.0,
+    "Ethos_U65_High_End": 3.75,
+    "Ethos_U85_SYS_DRAM_Mid": 8.0,
+}
+"""System configuration -> bytes per core cycle that weights come in with."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What planning needs to know about a target.
+
+    Attributes:
+        limit: bytes of SRAM that may be used, or that are aimed at.
+        spilling: activations belong in DRAM, the SRAM is a cache.
+        chaining: see `Steps`.
+        family: ``ethos-u55``, ``ethos-u65`` or ``ethos-u85``.
+        weight_rate: bytes per cycle from the memory that holds weights.
+        macs_per_cycle: at best.
+    """
+
+    limit: int
+    spilling: bool
+    chaining: bool
+    family: str
+    weight_rate: float
+    macs_per_cycle: int
+
+    @classmethod
+    def of(cls, target: Target) -> System:
+        """Of an Ethos-U card."""
+        config = target.config
+        return cls(
+            limit=int(config["arena_bytes"]),
+            spilling=config["memory_mode"].startswith("Dedicated_Sram"),
+            chaining=config["accelerator"].startswith("ethos-u85"),
+            family="-".join(config["accelerator"].split("-")[:2]),
+            weight_rate=_WEIGHT_RATES.get(config["system_config"], 1.0),
+            macs_per_cycle=target.macs_per_cycle,
+        )
+
+
+def plan(
+    graph: Any,
+    kernels: Sequence[Kernel],
+    system: System,
+    cycles: Sequence[float] | None = None,
+) -> dict[str, Peak]:
+    """Peak use of each memory that holds activations, ``sram`` and, where spilling, ``dram``.
+
+    Args:
+        graph: `gs.Graph` with static shapes.
+        kernels: its kernels.
+        system: the target.
+        cycles: expected cycles of each kernel; guessed from work and traffic without.
+    """
+    weights = [encoded_bytes(k, system.family) for k in kernels]
+    weights = [
+        w + SCALE_BYTES * k.out_channels if w else 0.0
+        for w, k in zip(weights, kernels, strict=True)
+    ]
+    steps = Steps(graph, kernels, system.chaining, weights)
+    if not steps.steps:
+        return {"sram": peak([])}
+    times = moments(len(steps.steps), ())
+    maps = feature_maps(steps, times)
+    costs = _step_cycles(steps, kernels, cycles, system)
+    traffic = WeightTraffic(system.weight_rate, system.chaining, system.limit)
+    if not system.spilling:
+        buffers = weight_buffers(steps, kernels, costs, times, traffic, {})
+        found = peak([*maps, *buffers])
+        if found.size <= system.limit:
+            return {"sram": found}
+    live = _live(maps, times)
+    sizes = [round(s.weight_bytes) for s in steps.steps]
+    cascades = Cascades(steps, system.limit, system.spilling, live, sizes).find()
+    times = moments(len(steps.steps), cascades)
+    rolling = rolling_buffers(steps, cascades, times)
+    skipped = {b.name for b in rolling}
+    maps = [b for b in feature_maps(steps, times, cascades) if b.name not in skipped]
+    held = _at(rolling if system.spilling else [*rolling, *maps], times[-1] + 3)
+    buffers = weight_buffers(
+        steps, kernels, costs, times, traffic, {i: held[t] for i, t in enumerate(times)}, cascades
+    )
+    if not system.spilling:
+        return {"sram": peak([*maps, *rolling, *buffers])}
+    near, far = staged(steps, maps, [*rolling, *buffers], cascades, times, system.limit)
+    return {"sram": peak([*near, *rolling, *buffers]), "dram": peak(far)}
+
+
+def feature_maps(
+    steps: Steps, times: Sequence[int], cascades: Sequence[Cascade] = ()
+) -> list[Buffer]:
+    """Buffers of all activations; a step at moment t keeps what it touches until t + 1."""
+    readers, writers = steps.readers(), steps.writers()
+    inside = {i for c in cascades for i in range(c.first, c.last + 1)}
+    shared: dict[str, str] = {}
+
+    def held(name: str) -> str:
+        while name in shared:
+            name = shared[name]
+        return name
+
+    spans: dict[str, list[int]] = {}
+    sizes: dict[str, int] = {}
+    for i, (step, time) in enumerate(zip(steps.steps, times, strict=True)):
+        target = step.writes[0]
+        alone = writers[target] == 1 and i not in inside
+        if step.elementwise and step.op != "PRelu" and alone:  # a PRelu reads its input twice
+            for name in step.reads:
+                if (
+                    name != target
+                    and readers[name] == 1
+                    and name not in steps.outputs
+                    and steps.size(name) == steps.size(target)
+                    and steps.bricks(name) == steps.bricks(target)
+                ):
+                    shared[target] = name
+                    break
+        for name in (*step.reads, *step.writes):
+            place = held(name)
+            span = spans.setdefault(place, [time, time + 1])
+            span[0] = 0 if name in steps.inputs else min(span[0], time)
+            span[1] = max(span[1], time + 1)
+            sizes[place] = max(sizes.get(place, 0), steps.size(name))
+    for name in steps.outputs:
+        if held(name) in spans:
+            spans[held(name)][1] = times[-1] + 2
+    return [Buffer(name, sizes[name], a, b) for name, (a, b) in spans.items()]
+
+
+def _step_cycles(
+    steps: Steps, kernels: Sequence[Kernel], cycles: Sequence[float] | None, system: System
+) -> list[float]:
+    """Cycles of each step: its kernel's, or from work and traffic alone."""
+    found: list[float] = []
+    seen: set[int] = set()
+    for step in steps.steps:
+        kernel = kernels[step.kernel]
+        moved = (kernel.in_bytes + kernel.out_bytes) / 8
+        if step.kernel in seen:  # an elementwise step at its end
+            found.append(moved)
+        elif cycles is not None and not math.isnan(cycles[step.kernel]):
+            found.append(float(cycles[step.kernel]))
+        else:
+            found.append(max(1.3 * kernel.macs / system.macs_per_cycle, moved))
+        seen.add(step.kernel)
+    return found
+
+
+def _live(maps: Sequence[Buffer], times: Sequence[int]) -> list[int]:
+    alive = _at(maps, times[-1] + 3)
+    return [alive[t] for t in times]
+
+
+def _at(buffers: Sequence[Buffer], count: int) -> list[int]:
+    """Bytes alive at each moment."""
+    change = [0] * (count + 1)
+    for b in buffers:
+        change[max(0, b.start)] += b.size
+        change[min(count, b.end + 1)] -= b.size
+    alive, now = [], 0
+    for c in change[:count]:
+        now += c
+        alive.append(now)
+    return alive

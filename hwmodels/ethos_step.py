@@ -1,0 +1,134 @@
+"""One step of an Ethos-U schedule, the order steps run in, and which run inside another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxnas.ops import UNARY_ELEMENTWISE
+
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Sum"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_LONGEST_CHAIN = 4
+_MOST_INPUTS = 3
+"""Of a chain: its steps, and the tensors it reads from memory."""
+
+
+@dataclass
+class Step:
+    """One operation of the schedule.
+
+    Attributes:
+        op: ONNX operator it comes from; ``Copy`` moves a tensor into a larger one.
+        kernel: index of the kernel it belongs to.
+        reads, writes: memories, see `Steps.root`.
+        rows: input rows one output row needs (dilated window).
+        stride: input rows between output rows.
+        weight_bytes: encoded weights and scales.
+        on_cpu: the NPU cannot do it.
+        part: it writes a part of what it writes.
+        chained: elementwise steps run inside it.
+        enlarges: output rows per input row.
+    """
+
+    op: str
+    kernel: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    rows: int = 1
+    stride: int = 1
+    weight_bytes: float = 0.0
+    on_cpu: bool = False
+    part: bool = False
+    chained: bool = False
+    enlarges: int = 1
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether each output element comes from one place of each input."""
+        return self.op in _ARITHMETIC or self.op in UNARY_ELEMENTWISE or self.op == "PRelu"
+
+    @property
+    def weighted(self) -> bool:
+        return self.op in _CONVOLUTIONS
+
+
+def depth_first(
+    steps: Sequence[Step], writers: Mapping[str, Sequence[int]], outputs: Iterable[str]
+) -> list[int]:
+    """Order of execution: from the outputs, the last writer of the last input first.
+
+    Args:
+        steps: of the network.
+        writers: steps that write each memory.
+        outputs: memories of the network's outputs.
+    """
+    order: list[int] = []
+    seen: set[int] = set()
+    stack = [(False, i) for t in dict.fromkeys(outputs) for i in writers.get(t, ())]
+    while stack:
+        done, i = stack.pop()
+        if done:
+            order.append(i)
+        elif i not in seen:
+            seen.add(i)
+            stack.append((True, i))
+            for name in steps[i].reads:
+                stack += [(False, j) for j in writers.get(name, ()) if j not in seen]
+    return order
+
+
+def fused(
+    steps: Sequence[Step], busy: Sequence[bool], chaining: bool, outputs: Collection[str]
+) -> list[Step]:
+    """Activations join the step before; on chaining NPUs so do other elementwise steps.
+
+    Args:
+        steps: in order of execution; those that take others in are changed.
+        busy: whether each has an activation already.
+        chaining: results go to elementwise steps without being stored.
+        outputs: memories that must be stored.
+    """
+    readers = count(t for step in steps for t in step.reads)
+    writers = count(t for step in steps for t in step.writes)
+    kept: list[Step] = []
+    length = inputs = 0
+    active = False
+    for step, own in zip(steps, busy, strict=True):
+        unary = step.op in UNARY_ELEMENTWISE and len(step.reads) == 1
+        before = kept[-1] if kept else step
+        link = before.writes[0]
+        more = len(step.reads) - 1
+        fits = (
+            before is not step
+            and link in step.reads
+            and link not in outputs
+            and not (step.on_cpu or before.on_cpu or before.part or step.part)
+            and readers[link] == 1
+            and writers[link] == 1
+            and before.op not in ("Copy", "Transpose")
+        )
+        chains = (
+            chaining
+            and step.elementwise
+            and step.op != "PRelu"
+            and before.op not in ("Resize", "Upsample")
+            and length < _LONGEST_CHAIN
+            and inputs + more <= _MOST_INPUTS
+        )
+        if fits and unary and not active:
+            before.writes, active = step.writes, True
+        elif fits and chains:
+            length, inputs = length + 1, inputs + more
+            before.reads = (*before.reads, *(t for t in step.reads if t != link))
+            before.writes, before.chained = step.writes, True
+        else:
+            kept.append(step)
+            length, inputs, active = 1, len(step.reads), own or unary
+    return kept
+
+
+def count(names: Iterable[str]) -> dict[str, int]:
+    """How often each name comes up."""
+    return dict(Counter(names))

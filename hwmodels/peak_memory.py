@@ -1,0 +1,52 @@
+"""Peak memory and stored weights of a network on a target, predicted from its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnxnas.cost import Target
+from onnxnas.hwmodels import ethos_memory
+from onnxnas.hwmodels.ethos_weights import encoded_bytes
+from onnxnas.kernels import Kernel
+from onnxnas.memory import Peak, activations, peak
+
+
+def peaks(
+    target: Target,
+    graph: Any,
+    kernels: Sequence[Kernel],
+    cycles: Sequence[float] | None = None,
+) -> dict[str, Peak]:
+    """Peak use per memory of the target that holds activations, as in `Cost.peak_bytes`.
+
+    Args:
+        target: its card; Ethos-U targets are planned as their compiler does, others as one
+            arena of int8 activations, kernel after kernel.
+        graph: `gs.Graph` with static shapes.
+        kernels: its `split_kernels`.
+        cycles: expected cycles of each kernel, NaN where unknown.
+    """
+    if _ethos(target):
+        return ethos_memory.plan(graph, kernels, ethos_memory.System.of(target), cycles)
+    return {"activations": peak(activations(graph, kernels))}
+
+
+def weight_bytes(target: Target, kernels: Sequence[Kernel]) -> int:
+    """Bytes of all weights as the target stores them, biases not counted."""
+    if _ethos(target):
+        family = ethos_memory.System.of(target).family
+        return round(sum(encoded_bytes(k, family) for k in kernels))
+    return sum(k.weights for k in kernels)
+
+
+def peak_detail(found: Mapping[str, Peak]) -> dict[str, list[dict[str, Any]]]:
+    """What is alive at each memory's peak, for `Cost.detail["peak_tensors"]`, largest first."""
+    return {
+        memory: [{"tensor": name, "bytes": size} for name, size in at.tensors]
+        for memory, at in found.items()
+    }
+
+
+def _ethos(target: Target) -> bool:
+    return target.config.get("accelerator", "").startswith("ethos-u")
