@@ -13,9 +13,8 @@ from typing import Any
 import onnx
 
 from onnxnas.graph import contract, is_static, port_of
-from onnxnas.normalise import constant_of, remove_dead
 from onnxnas.probes import with_outputs
-from onnxnas.protos import walk
+from onnxnas.protos import constant_of, remove_dead, replace_items, walk
 from onnxnas.runtime import NUMPY_DTYPES, known_operators
 
 _Shapes = Mapping[str, tuple[int, ...]]
@@ -168,15 +167,14 @@ def _cut(
     present = constants.keys() | {v.name for v in outputs}
     handed_out = [name for name in wanted if name in made and name not in present]
     functions = [f for f in cut.functions if (f.domain, f.name) not in foreign]
-    kept, removed = ([_copy(node) for node in nodes] for nodes in (kept, removed))
+    removed = [_copy(node) for node in removed]
     for field, items in (
         (graph.node, kept),
-        (graph.input, [*map(_copy, graph.input), *(declared[name] for name in fed)]),
-        (graph.output, [_copy(v) for v in outputs]),
-        (cut.functions, [_copy(f) for f in functions]),
+        (graph.input, [*graph.input, *(declared[name] for name in fed)]),
+        (graph.output, outputs),
+        (cut.functions, functions),
     ):
-        del field[:]
-        field.extend(items)
+        replace_items(field, items)
     graph.ClearField("value_info")
     return _Cut(cut, removed, handed_out, fed, lost, constants)
 

@@ -9,16 +9,24 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxnas.difference import OutputDifference
 from onnxnas.errors import OnnxnasError, UnsupportedError, UsageError, VerificationError
+from onnxnas.foreign import open_up
 from onnxnas.graph import check_model, contract
 from onnxnas.probes import stepped_outputs
-from onnxnas.protos import MAX_PROTO_BYTES, first_line, walk, weight_bytes
+from onnxnas.protos import (
+    MAX_PROTO_BYTES,
+    constant_of,
+    first_line,
+    remove_dead,
+    replace_items,
+    walk,
+    weight_bytes,
+)
 from onnxnas.roundtrip import restore, silenced
 from onnxnas.runtime import KINDS, Session, sample_feeds
 
@@ -104,6 +112,12 @@ def _check(original: onnx.ModelProto, changed: onnx.ModelProto, shapes: _Shapes)
     check_model(changed, full=False)
     if contract(original) != contract(changed):
         raise VerificationError("its inputs or outputs changed")
+    if opened := open_up(original, changed, shapes):
+        if opened.problem:
+            raise VerificationError(opened.problem)
+        original, changed = opened.original, opened.result
+        if not original.graph.output:
+            return opened.notes[0]
     try:
         before = Session(original)
         pairs = []
@@ -136,11 +150,9 @@ def _obstacle(model: onnx.ModelProto) -> str:
     """What onnxslim is not to be trusted with; empty if nothing."""
     ports = [*contract(model)[0], *contract(model)[1]]
     odd = [port for port in ports if "(" in port.dtype or port.dtype == "opaque"]
-    domains = {node.domain for node in walk(model.graph, onnx.NodeProto)} - {"", "ai.onnx"}
     found = {
         "functions": len(model.functions) > 0,
         "subgraphs": next(walk(model.graph, onnx.GraphProto), None) is not None,
-        f"operators of other domains ({', '.join(sorted(domains))})": bool(domains),
         "sparse weights": len(model.graph.sparse_initializer) > 0,
         f"an input or output of type {odd[0].dtype if odd else ''}": bool(odd),
         "more than 2 GB of weights": weight_bytes(model) > MAX_PROTO_BYTES,
@@ -164,7 +176,9 @@ def _slim(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     ] != [v.name for v in model.graph.input]:
         raise VerificationError("its inputs or outputs changed")
     restore(slim, model)
-    slim.graph.ClearField("value_info")
+    # Inference says the shapes again, but for what operators of other domains write.
+    foreign = {o for n in model.graph.node if n.domain not in ("", "ai.onnx") for o in n.output}
+    replace_items(slim.graph.value_info, [v for v in model.graph.value_info if v.name in foreign])
     makers = {output: node for node in model.graph.node for output in node.output if output}
     names = {node.name for node in model.graph.node}
     for node in slim.graph.node:
@@ -197,7 +211,7 @@ def _tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     }
     inputs = [value for value in graph.input if value.name not in weights]
     if moved := len(graph.input) - len(inputs):
-        _replace(graph.input, inputs)
+        replace_items(graph.input, inputs)
         done.append(f"{moved} weights are not inputs of the graph any more")
     if tidy.ir_version < 4:
         done.append(f"IR version {tidy.ir_version} became 4")
@@ -209,7 +223,7 @@ def _tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     nodes = [(node, constant_of(node)) for node in graph.node]
     if constants := [tensor for _, tensor in nodes if tensor is not None]:
         graph.initializer.extend(constants)
-        _replace(graph.node, [node for node, tensor in nodes if tensor is None])
+        replace_items(graph.node, [node for node, tensor in nodes if tensor is None])
         done.append(f"{len(constants)} Constant nodes became weights")
     if dead := remove_dead(graph):
         done.append(f"{dead} nodes that nothing reads were removed")
@@ -230,45 +244,6 @@ def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(dense, sparse.values.name)
 
 
-def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The weight a Constant node stands for; None for any other node."""
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or not node.output:
-        return None
-    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    if len(values) != 1 or node.attribute[0].ref_attr_name:
-        return None
-    kind, value = next(iter(values.items()))
-    tensor = onnx.TensorProto()
-    if kind == "value":
-        tensor.CopyFrom(value)
-    elif kind in ("value_float", "value_floats"):
-        tensor = onnx.numpy_helper.from_array(np.asarray(value, np.float32))
-    elif kind in ("value_int", "value_ints"):
-        tensor = onnx.numpy_helper.from_array(np.asarray(value, np.int64))
-    else:
-        return None
-    tensor.name = node.output[0]
-    return tensor
-
-
-def remove_dead(graph: onnx.GraphProto) -> int:
-    """Remove nodes none of whose outputs is read, by whatever subgraph; returns how many."""
-    needed = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if not node.output or any(o in needed for o in node.output if o):
-            kept.append(node)
-            needed.update(node.input)
-            for inner in walk(node, onnx.NodeProto):
-                needed.update(inner.input)
-            for body in walk(node, onnx.GraphProto):
-                needed.update(value.name for value in body.output)
-    dead = len(graph.node) - len(kept)
-    if dead:
-        _replace(graph.node, kept[::-1])
-    return dead
-
-
 def _name_nodes(model: onnx.ModelProto) -> int:
     """Give nodes that have none, or another's, a name after what they write; returns how many."""
     taken: set[str] = set()
@@ -286,9 +261,3 @@ def _name_nodes(model: onnx.ModelProto) -> int:
         node.name = name
         taken.add(name)
     return len(nameless)
-
-
-def _replace(field: Any, items: list[Any]) -> None:
-    kept = [type(item).FromString(item.SerializeToString()) for item in items]
-    del field[:]
-    field.extend(kept)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import numpy as np
 import onnx
 from google.protobuf.message import Message
 
@@ -127,3 +128,49 @@ def type_name(kind: onnx.TypeProto) -> str:
         key = onnx.TensorProto.DataType.Name(kind.map_type.key_type).lower()
         return f"map({key}, {type_name(kind.map_type.value_type)})"
     return "opaque" if field else "unknown"
+
+
+def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The weight a Constant node stands for; None for any other node."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or not node.output:
+        return None
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if len(values) != 1 or node.attribute[0].ref_attr_name:
+        return None
+    kind, value = next(iter(values.items()))
+    tensor = onnx.TensorProto()
+    if kind == "value":
+        tensor.CopyFrom(value)
+    elif kind in ("value_float", "value_floats"):
+        tensor = onnx.numpy_helper.from_array(np.asarray(value, np.float32))
+    elif kind in ("value_int", "value_ints"):
+        tensor = onnx.numpy_helper.from_array(np.asarray(value, np.int64))
+    else:
+        return None
+    tensor.name = node.output[0]
+    return tensor
+
+
+def remove_dead(graph: onnx.GraphProto) -> int:
+    """Remove nodes none of whose outputs is read, by whatever subgraph; returns how many."""
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if not node.output or any(o in needed for o in node.output if o):
+            kept.append(node)
+            needed.update(node.input)
+            for inner in walk(node, onnx.NodeProto):
+                needed.update(inner.input)
+            for body in walk(node, onnx.GraphProto):
+                needed.update(value.name for value in body.output)
+    dead = len(graph.node) - len(kept)
+    if dead:
+        replace_items(graph.node, kept[::-1])
+    return dead
+
+
+def replace_items(field: Any, items: list[Any]) -> None:
+    """Give a repeated field other items, which may be some of its own."""
+    kept = [type(item).FromString(item.SerializeToString()) for item in items]
+    del field[:]
+    field.extend(kept)
