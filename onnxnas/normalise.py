@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx.inliner
 
 from onnxnas.difference import OutputDifference
 from onnxnas.errors import OnnxnasError, UnsupportedError, UsageError, VerificationError
@@ -61,7 +62,8 @@ def normalise(model: onnx.ModelProto, input_shapes: _Shapes | None = None) -> No
     """
     shapes = dict(input_shapes or {})
     steps: list[str] = []
-    result = _stage(model, model, _tidy, "tidying up", shapes, steps)
+    result = _stage(model, model, _inline, "writing functions out", shapes, steps)
+    result = _stage(model, result, _tidy, "tidying up", shapes, steps)
     obstacle = _obstacle(result)
     if obstacle:
         steps.append(f"left alone otherwise: the model has {obstacle}")
@@ -199,6 +201,14 @@ def _difference_in_nodes(before: onnx.ModelProto, after: onnx.ModelProto) -> lis
     total = f"{len(before.graph.node)} nodes became {len(after.graph.node)}"
     parts = [f"gone: {', '.join(gone)}" if gone else "", f"new: {', '.join(new)}" if new else ""]
     return [f"folded and fused with onnxslim: {total} ({'; '.join(p for p in parts if p)})"]
+
+
+def _inline(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """Local functions written out where they are called: nothing else looks into them."""
+    if not model.functions:
+        return model, []
+    inlined = onnx.inliner.inline_local_functions(model)
+    return inlined, [f"{len(model.functions)} functions were written out where they are called"]
 
 
 def _tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:

@@ -119,15 +119,6 @@ def test_names_the_user_gave_survive() -> None:
             }"""),
         ),
         (
-            "functions",
-            text(
-                """g (float[3] x) => (float[3] y) { y = local.twice(x) }
-                <domain: "local", opset_import: ["" : 17]>
-                twice (a) => (b) { b = Add(a, a) }""",
-                '<ir_version: 8, opset_import: ["" : 17, "local" : 1]>',
-            ),
-        ),
-        (
             "sequence(float)",
             text("""g (seq(float[3]) s, int64 i) => (float[3] y) { y = SequenceAt(s, i) }"""),
         ),
@@ -168,6 +159,35 @@ def test_sparse_weights_become_dense(linear: bool) -> None:
     with pytest.raises(UnsupportedError, match="sparse weights"):
         from_model(model)
     oracle.assert_same_outputs(model, to_model(from_model(result.model), result.model))
+
+
+def test_functions_are_written_out_where_they_are_called() -> None:
+    model = text(
+        """g (float[3] x) => (float[3] y) { h = local.twice(x) y = local.both(h) }
+        <domain: "local", opset_import: ["" : 17]>
+        twice (a) => (b) { c = Add(a, a) b = Relu(c) }
+        <domain: "local", opset_import: ["" : 17, "local" : 1]>
+        both (a) => (b) { c = local.twice(a) b = Sigmoid(c) }""",
+        '<ir_version: 8, opset_import: ["" : 17, "local" : 1]>',
+    )
+    result = normalise(model)
+    assert operators(result.model) == ["Add", "Relu", "Add", "Relu", "Sigmoid"]
+    assert not result.model.functions
+    assert contract(result.model) == contract(model)
+    assert "2 functions were written out where they are called" in result.steps
+    oracle.assert_same_outputs(model, to_model(from_model(result.model), result.model))
+
+
+def test_a_function_that_cannot_be_run_is_kept() -> None:
+    model = text(
+        """g (float[3] x) => (float[3] y) { h = Sigmoid(x) y = local.magic(h) }
+        <domain: "local", opset_import: ["" : 17, "com.example" : 1]>
+        magic (a) => (b) { c = Add(a, a) b = com.example.Magic(c) }""",
+        '<ir_version: 8, opset_import: ["" : 17, "local" : 1, "com.example" : 1]>',
+    )
+    result = normalise(model)
+    assert operators(result.model) == ["Sigmoid", "magic"]
+    assert any("undone" in step and "local:magic" in step for step in result.steps)
 
 
 def test_what_onnxruntime_cannot_run_is_checked_by_the_checker_and_says_so() -> None:
