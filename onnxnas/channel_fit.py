@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from onnxnas.channel_flow import given
 from onnxnas.channels import positions, resize_group
-from onnxnas.coupling import ConstantAxis, Coupling, Group
+from onnxnas.coupling import Coupling, Group
 from onnxnas.excerpt import dependents
 from onnxnas.graph import values_of
 from onnxnas.least_squares import RIDGE, Floats, Linear, Moments, removal_order, ridge
 from onnxnas.ops import conv, is_constant, producer, sole_consumer
+from onnxnas.pass_contract import NotRecoverable
 from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.samples import Samples, Sampling, Window
 
@@ -54,42 +55,36 @@ def readers(graph: Any, group: Group) -> tuple[Reader, ...] | str:
     producing = {use.node.outputs[0].name for use in group.producers}
     found = []
     for use in group.consumers:
-        node = use.node
-        if node.outputs[0].name in producing:
-            return f"{node.outputs[0].name!r} both reads and writes these channels"
-        if use.input != 1 or len(node.inputs[1].outputs) != 1:
-            return f"the weight of {node.outputs[0].name!r} is shared"
-        bias = given(node, 2)
-        if bias is not None and not is_constant(bias):
-            return f"the bias of {node.outputs[0].name!r} is computed"
-        window = _window(node)
-        if isinstance(window, str):
-            return f"{node.outputs[0].name!r} {window}"
-        found.append(_reader(graph, group, use, window, after))
+        if use.node.outputs[0].name in producing:
+            return f"{use.node.outputs[0].name!r} both reads and writes these channels"
+        every = np.arange(group.size)
+        at = [positions(run, every).reshape(group.size, -1) for run in use.runs]
+        reader = reader_of(graph, use.node, np.concatenate(at, 1), after)
+        if isinstance(reader, str):
+            return f"{use.node.outputs[0].name!r} {reader}"
+        found.append(reader)
     return tuple(found) or "nothing with weights reads these channels"
 
 
-def _window(node: Any) -> Window | str:
-    x = node.inputs[0].name
-    if node.op == "Gemm":
-        plain = not node.attrs.get("transA") and node.attrs.get("alpha", 1.0) == 1.0
-        return Window(x) if plain and node.attrs.get("beta", 1.0) == 1.0 else "scales or transposes"
-    found = conv(node)
-    if isinstance(found, str):
-        return found
-    if found.group != 1:
-        return "is a grouped conv"
-    return Window(x, found.kernel, found.strides, found.dilations, found.pads)
+def reader_of(
+    graph: Any, node: Any, at: NDArray[np.int64], after: frozenset[str] = frozenset()
+) -> Reader | str:
+    """How a conv or gemm is fitted, or why it cannot be.
 
-
-def _reader(
-    graph: Any, group: Group, use: ConstantAxis, window: Window, after: frozenset[str]
-) -> Reader:
-    node, cells = use.node, window.kernel[0] * window.kernel[1]
-    at = np.concatenate(
-        [positions(run, np.arange(group.size)).reshape(group.size, -1) for run in use.runs], 1
-    )
-    features = (at[:, :, None] * cells + np.arange(cells)).reshape(group.size, -1)
+    Args:
+        at: positions on its input's channel axis, [channels, repeat].
+        after: tensors that the fit is not to be made up for by: they change with its input.
+    """
+    window = _window(node)
+    if isinstance(window, str):
+        return window
+    if len(node.inputs[1].outputs) != 1:
+        return "shares its weight with another layer"
+    bias = given(node, 2)
+    if bias is not None and not is_constant(bias):
+        return "has a bias that is computed"
+    cells = window.kernel[0] * window.kernel[1]
+    features = (at[:, :, None] * cells + np.arange(cells)).reshape(len(at), -1)
     y = node.outputs[0]
     target, minus = y.name, tuple[str, ...]()
     add = sole_consumer(y, graph)
@@ -101,9 +96,23 @@ def _reader(
     samplings = [Sampling((window,), target, minus)]
     pool = _pooled(node.inputs[0])
     if pool is not None and cells == 1 and at.shape[1] == 1:
-        weight, bias = reader_weights(node)
-        samplings.append(Sampling((Window(pool),), pool, through=(weight, bias)))
+        samplings.append(Sampling((Window(pool),), pool, through=reader_weights(node)))
     return Reader(y.name, features, tuple(samplings))
+
+
+def _window(node: Any) -> Window | str:
+    x = node.inputs[0].name
+    if node.op == "Gemm":
+        if not is_constant(node.inputs[1]):
+            return "has a weight that is computed"
+        plain = not node.attrs.get("transA") and node.attrs.get("alpha", 1.0) == 1.0
+        return Window(x) if plain and node.attrs.get("beta", 1.0) == 1.0 else "scales or transposes"
+    found = conv(node)
+    if isinstance(found, str):
+        return found
+    if found.group != 1:
+        return "is a grouped conv"
+    return Window(x, found.kernel, found.strides, found.dilations, found.pads)
 
 
 def _pooled(x: Any) -> str | None:
@@ -131,6 +140,18 @@ def reader_weights(node: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]
     return np.asarray(weight, np.float32), np.asarray(wide, np.float32)
 
 
+def check_samples(data: Sequence[Samples]) -> None:
+    """Refuse samples that no weights can be fitted on.
+
+    Raises:
+        NotRecoverable: they are not finite, or say nothing.
+    """
+    if not all(p.moments.finite for samples in data for p in (samples.fit, samples.held_out)):
+        raise NotRecoverable("the samples hold NaN or infinite values")
+    if not any(samples.fit.moments.variance() > 0 for samples in data):
+        raise NotRecoverable("what is fitted to is the same on every sample")
+
+
 def fit_widths(
     graph: Any, found: Sequence[Reader], widths: Sequence[int], data: Sequence[Samples]
 ) -> list[tuple[dict[str, NDArray[Any]], float]]:
@@ -150,10 +171,7 @@ def fit_widths(
     fits: list[tuple[Reader, Moments, Moments, Floats]] = []
     for reader in found:
         samples = [next(left) for _ in reader.samplings]
-        moments = samples[0].fit.moments
-        for more in samples[1:]:
-            weight = moments.count / max(1, more.fit.moments.count)
-            moments = moments.plus(more.fit.moments, weight)
+        moments = together(samples)
         prior = reader_weights(tensors[reader.output].inputs[0])[0].astype(np.float64)
         fits.append((reader, moments, samples[0].held_out.moments, prior))
     order = removal_order([(m, r.features, w) for r, m, _, w in fits], min(widths))
@@ -167,7 +185,7 @@ def fit_widths(
         for reader, moments, held_out, prior in fits:
             dropped = reader.features[gone].reshape(-1)
             features = np.setdiff1d(np.arange(len(prior)), dropped)
-            linear = _best_ridge(moments, held_out, features, prior)
+            linear = best_ridge(moments, held_out, features, prior)
             errors.append(linear.error(held_out))
             node = tensors[reader.output].inputs[0]
             values[f"{reader.output}:1"] = _as_weight(node, linear.weight[features])
@@ -176,7 +194,16 @@ def fit_widths(
     return results
 
 
-def _best_ridge(
+def together(samples: Sequence[Samples]) -> Moments:
+    """What one reader is fitted on: all its samplings, each counting as much as the first."""
+    moments = samples[0].fit.moments
+    for more in samples[1:]:
+        weight = moments.count / max(1, more.fit.moments.count)
+        moments = moments.plus(more.fit.moments, weight)
+    return moments
+
+
+def best_ridge(
     moments: Moments, held_out: Moments, features: NDArray[np.int64], prior: Floats
 ) -> Linear:
     """A ridge fit, pulled to the old weights as hard as does best on held-out samples.

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnxnas.channel_fit import Reader, fit_widths, readers, resize
+from onnxnas.channel_fit import Reader, check_samples, fit_widths, readers, resize
 from onnxnas.cost import Target
 from onnxnas.coupling import Coupling, Group
-from onnxnas.pass_contract import Fitted, NotRecoverable, Pass, Why
+from onnxnas.pass_contract import Fitted, Pass, Why
 from onnxnas.rewriter import Rewriter
 from onnxnas.samples import Samples, Sampling
 from onnxnas.sites import Choice, Site
@@ -59,10 +59,7 @@ class WidthPass(Pass):
     def recover(
         self, graph: Any, site: Site, choices: Sequence[Choice], data: Sequence[Samples]
     ) -> Sequence[Fitted]:
-        if not all(p.moments.finite for samples in data for p in (samples.fit, samples.held_out)):
-            raise NotRecoverable("the samples hold NaN or infinite values")
-        if not any(samples.fit.moments.variance() > 0 for samples in data):
-            raise NotRecoverable("what reads these channels says the same on every sample")
+        check_samples(data)
         widths = [int(choice.params["width"]) for choice in choices]
         fits = fit_widths(graph, self._readers(graph, site), widths, data)
         return [Fitted(values, error) for values, error in fits]

@@ -10,22 +10,15 @@ import numpy as np
 import onnx
 import pytest
 import rewriting
-from fakes import TARGET
+from fitting import ROWS, error, fresh, recovery, result
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from oracle import run
 
-from onnxnas.calibration import load_calibration
 from onnxnas.errors import UsageError
-from onnxnas.graph import contract, from_model, to_model
-from onnxnas.materialize import apply_candidate
-from onnxnas.pass_contract import Pass, Why
 from onnxnas.passes.resize_ibn import ResizeIbn
 from onnxnas.passes.scale_width import ScaleWidth
-from onnxnas.recover import BlockLibrary, FitRows, Recovery, values_only
-from onnxnas.sites import Candidate, SearchSpace
-
-ROWS = np.random.default_rng(5).standard_normal((60, 6, 8, 8)).astype(np.float32)
+from onnxnas.recover import values_only
+from onnxnas.sites import Candidate
 
 
 def ibn(act: str = "Relu", *, stride: int = 1, bias: bool = True, k: int = 3) -> onnx.ModelProto:
@@ -38,44 +31,6 @@ def ibn(act: str = "Relu", *, stride: int = 1, bias: bool = True, k: int = 3) ->
     y = b.op(act, b.depthwise(y, 32, k, stride=stride, out="deep"), *extra, **attrs)
     y = b.conv(y, 32, 6, bias=bias, out="narrow")
     return b.build(b.op("Relu", b.op("Add", b.x, y) if stride == 1 else y))
-
-
-def recovery(
-    tmp_path: Path, model: onnx.ModelProto, pass_: Pass, rows: NDArray[np.float32] = ROWS
-) -> Recovery:
-    np.save(tmp_path / "rows.npy", rows)
-    graph = from_model(model)
-    space = SearchSpace(tuple(pass_.find_sites(graph, TARGET, Why(pass_.name))))
-    calibration = load_calibration(tmp_path / "rows.npy", contract(model)[0])
-    return Recovery(
-        graph,
-        "digest",
-        space,
-        {pass_.name: pass_},
-        FitRows.of(calibration),
-        BlockLibrary(tmp_path / "library"),
-    )
-
-
-def result(
-    found: Recovery, model: onnx.ModelProto, weights: Any, candidate: Candidate
-) -> onnx.ModelProto:
-    applied = apply_candidate(found.graph, found.space, candidate, found.passes, weights)
-    return to_model(applied.graph, model, applied.provenance)
-
-
-def error(model: onnx.ModelProto, other: onnx.ModelProto, rows: NDArray[np.float32]) -> float:
-    """Squared error over variance on some rows."""
-    (want,), (have,) = (
-        zip(*(run(m, {"x": row[None]}).values() for row in rows), strict=True)
-        for m in (model, other)
-    )
-    a, b = np.stack(want), np.stack(have)
-    return float(((a - b) ** 2).mean() / a.var())
-
-
-def fresh(count: int = 12) -> NDArray[np.float32]:
-    return np.random.default_rng(99).standard_normal((count, 6, 8, 8)).astype(np.float32)
 
 
 def test_offers_the_targets_widths() -> None:
@@ -177,13 +132,13 @@ def test_too_few_rows_are_refused_with_the_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "reason"), [(np.zeros_like(ROWS), "the same on every sample"), (ROWS * 1e30, "NaN")]
+    ("rows", "reason"), [(np.zeros_like(ROWS), "is the same on every sample"), (ROWS * 1e30, "NaN")]
 )
 def test_degenerate_samples_are_refused(
     tmp_path: Path, rows: NDArray[np.float32], reason: str
 ) -> None:
     model = ibn()
-    if reason == "the same on every sample":
+    if reason == "is the same on every sample":
         model = no_output(model)
     move = ("resize-ibn@wide", "to-24")
     fits, refused = recovery(tmp_path, model, ResizeIbn(), rows).alone([move])
