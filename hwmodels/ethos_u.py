@@ -45,6 +45,7 @@ def card(name: str) -> Target:
     """The target a card describes."""
     path = Path(__file__).with_name(f"{name}.json")
     fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    fields.pop("cost_model", None)  # what was learned about it, see `catboost_model`
     fields["channel_multiples"] = tuple(fields["channel_multiples"])
     return Target(**fields)
 

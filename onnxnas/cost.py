@@ -70,6 +70,10 @@ class KernelCost:
         cycles: core cycles, or None where unavailable.
         macs: multiply-accumulates.
         reason: why `cycles` is None; empty otherwise.
+        interval: lower and upper bound of `cycles` that a prediction is expected to keep, None
+            for figures that are exact or of unknown precision.
+        uncovered: what of the kernel lies outside the data its prediction was trained on, e.g.
+            ``("out_channels 2048 > 1280",)``; empty for covered kernels and other kinds.
     """
 
     output: str
@@ -78,6 +82,13 @@ class KernelCost:
     cycles: float | None
     macs: int = 0
     reason: str = ""
+    interval: tuple[float, float] | None = None
+    uncovered: tuple[str, ...] = ()
+
+    @property
+    def covered(self) -> bool:
+        """Whether the figure can be relied on as much as any other of its kind."""
+        return self.cycles is not None and not self.uncovered
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Cost:
         weight_bytes: weights as the target stores them (encoded), or None where unknown.
         kernels: in execution order, the unavailable ones included.
         detail: anything else the backend says, plain JSON values.
+        interval: lower and upper bound of `cycles` for predictions, else None.
     """
 
     target: str
@@ -105,6 +117,12 @@ class Cost:
     weight_bytes: int | None
     kernels: tuple[KernelCost, ...]
     detail: Mapping[str, Any] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
+
+    @property
+    def uncovered_share(self) -> float:
+        """Share of the kernels whose cost is missing or outside the training data."""
+        return sum(not k.covered for k in self.kernels) / max(1, len(self.kernels))
 
     @property
     def unavailable(self) -> tuple[KernelCost, ...]:

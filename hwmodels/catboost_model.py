@@ -1,0 +1,195 @@
+"""Predicted costs: a CatBoost regression over kernels, summed over a network.
+
+An artefact is two files side by side: ``NAME.json``, the target's card with a ``cost_model``
+entry (what the model was trained on, how good it is, its vocabulary, baseline and coverage), and
+``NAME.cbm``, the trees in CatBoost's own format. Loading either executes nothing.
+
+The trees predict the natural logarithm of a kernel's cycles over its `Baseline`. Intervals are
+split-conformal (Vovk et al., 2005): per operator, the error that 90 % of the kernels of held-out
+networks keep; and for networks, the factor on the root sum of squares of those that 90 % keep.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxnas.cost import Cost, CostModel, KernelCost, Target
+from onnxnas.errors import UsageError
+from onnxnas.hwmodels.baseline import Baseline
+from onnxnas.hwmodels.coverage import Coverage
+from onnxnas.hwmodels.features import FEATURES, feature_matrix
+from onnxnas.hwmodels.kernel_table import KernelTable
+from onnxnas.kernels import Kernel, split_kernels
+from onnxnas.weight_statistics import WeightStatistics
+
+FORMAT = 1
+"""Of the card's ``cost_model`` entry; a card of another format is refused."""
+
+_MEMORY_ENTRIES = 200_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How far predictions of kernels and networks are off in nine cases of ten.
+
+    Attributes:
+        operators: operator -> bound of the absolute error of the logarithm; ``*`` for all others.
+        network: factor on `root_sum` that bounds the error of a network's total.
+    """
+
+    operators: Mapping[str, float]
+    network: float
+
+    def kernel(self, ops: NDArray[np.str_]) -> NDArray[np.float64]:
+        """Bound of each row."""
+        names, codes = np.unique(ops, return_inverse=True)
+        bounds = [self.operators.get(str(n), self.operators["*"]) for n in names]
+        return np.array(bounds, np.float64)[codes]
+
+
+def root_sum(cycles: NDArray[np.float64], widths: NDArray[np.float64]) -> float:
+    """Size of a network's error if its kernels' errors are independent, cycles."""
+    return float(np.sqrt(((cycles * np.expm1(widths)) ** 2).sum()))
+
+
+class CatBoostCostModel(CostModel):
+    """The trained model of one target.
+
+    Args:
+        target: the card, of kind ``predicted``.
+        trees: ``catboost.CatBoostRegressor`` or ``CatBoost``.
+        entry: the ``cost_model`` entry of the card.
+    """
+
+    def __init__(self, target: Target, trees: Any, entry: Mapping[str, Any]) -> None:
+        self.target = target
+        self.entry = entry
+        self._trees = trees
+        self._ops: list[str] = list(entry["ops"])
+        self._activations: list[str] = list(entry["activations"])
+        self._baseline = Baseline.from_dict(entry["baseline"])
+        self._coverage = Coverage.from_dict(entry["coverage"])
+        self._interval = Interval(entry["interval"]["operators"], entry["interval"]["network"])
+        self._statistics = WeightStatistics()
+        self._known: dict[bytes, float] = {}
+
+    def cost(self, graph: Any) -> Cost:
+        """See `CostModel.cost`."""
+        return self.cost_many([graph])[0]
+
+    def cost_many(self, graphs: Sequence[Any]) -> list[Cost]:
+        """Costs of several networks from one call of the regression."""
+        return self.cost_kernels([split_kernels(graph, self._statistics) for graph in graphs])
+
+    def cost_kernels(self, networks: Sequence[Sequence[Kernel]]) -> list[Cost]:
+        """Costs of networks that are split already."""
+        table = KernelTable.of(networks)
+        cycles = self.predict(table)
+        widths = self._interval.kernel(table.ops)
+        gaps = self._coverage.gaps(table)
+        ends = [*table.starts[1:], len(table)]
+        costs = []
+        for kernels, start, end in zip(networks, table.starts, ends, strict=True):
+            rows = slice(int(start), int(end))
+            costs.append(self._cost(kernels, cycles[rows], widths[rows], gaps[rows]))
+        return costs
+
+    def predict(self, table: KernelTable) -> NDArray[np.float64]:
+        """Cycles of every row; kernels met before in the same context cost no evaluation."""
+        if not len(table):
+            return np.zeros(0)
+        bounds = self._baseline.bounds(table)
+        base = self._baseline.guess(table, bounds)
+        matrix = feature_matrix(table, bounds, base, self._ops, self._activations)
+        if len(self._known) > _MEMORY_ENTRIES:
+            self._known.clear()
+        keys = [row.tobytes() for row in matrix]
+        new = {key: i for i, key in enumerate(keys) if key not in self._known}
+        if new:
+            found = self._trees.predict(matrix[list(new.values())], thread_count=1)
+            self._known.update(zip(new, found.tolist(), strict=True))
+        logs = np.array([self._known[key] for key in keys])
+        result: NDArray[np.float64] = base * np.exp(logs)
+        return result
+
+    def _cost(
+        self,
+        kernels: Sequence[Kernel],
+        cycles: NDArray[np.float64],
+        widths: NDArray[np.float64],
+        gaps: Sequence[tuple[str, ...]],
+    ) -> Cost:
+        parts = []
+        known = np.array([not self._coverage.unknown(k.op) for k in kernels], bool)
+        for i, kernel in enumerate(kernels):
+            value = float(cycles[i])
+            factor = float(np.exp(widths[i]))
+            activation = "" if kernel.activation == "none" else f"+{kernel.activation}"
+            parts.append(
+                KernelCost(
+                    output=kernel.output,
+                    op=f"{kernel.op}{activation}",
+                    tensors=kernel.tensors,
+                    cycles=value if known[i] else None,
+                    macs=kernel.macs,
+                    reason="" if known[i] else f"the cost model has never seen {kernel.op}",
+                    interval=(value / factor, value * factor) if known[i] else None,
+                    uncovered=gaps[i],
+                )
+            )
+        total = float(cycles[known].sum())
+        half = self._interval.network * root_sum(cycles[known], widths[known])
+        return Cost(
+            target=self.target.name,
+            kind="predicted",
+            cycles=total,
+            seconds=total / self.target.clock_hz,
+            macs=sum(k.macs for k in kernels),
+            peak_bytes={"activations": max((k.live_bytes for k in kernels), default=0)},
+            weight_bytes=round(sum(k.weight_bytes for k in kernels)),
+            kernels=tuple(parts),
+            interval=(max(0.0, total - half), total + half),
+        )
+
+
+def load(card: Path) -> CatBoostCostModel:
+    """The model of a card whose ``.cbm`` lies beside it.
+
+    Raises:
+        UsageError: the card has no trained model, or one this version cannot read.
+    """
+    fields: dict[str, Any] = json.loads(card.read_text(encoding="utf-8"))
+    entry = fields.pop("cost_model", None)
+    trees_file = card.with_suffix(".cbm")
+    if entry is None or not trees_file.exists():
+        raise UsageError(
+            f"Target {card.stem!r} has no trained cost model: run 'onnxnas target train'."
+        )
+    if entry["format"] != FORMAT or entry["features"] != list(FEATURES):
+        raise UsageError(
+            f"The cost model of {card.stem!r} was trained by another version of onnxnas: run "
+            "'onnxnas target train' again."
+        )
+    try:
+        from catboost import CatBoost
+    except ImportError as error:
+        raise UsageError(
+            "Predicted costs need CatBoost: pip install 'onnxnas[predict]'."
+        ) from error
+    trees = CatBoost()
+    trees.load_model(str(trees_file))
+    return CatBoostCostModel(read_target(fields), trees, entry)
+
+
+def read_target(fields: Mapping[str, Any]) -> Target:
+    """The target of a card's fields, of kind ``predicted``."""
+    known = {k: v for k, v in fields.items() if k != "cost_model"}
+    known["channel_multiples"] = tuple(known["channel_multiples"])
+    return Target(**{**known, "kind": "predicted"})
