@@ -1,7 +1,7 @@
 """Which rewrites to make: those that need data first, then the exact ones beside them.
 
-Without calibration data only exact choices are searched (`onnxnas.search`), and the ledger says
-of the others that they need data.
+Nothing is lost that the user did not allow: without calibration data and a limit on the loss only
+exact choices are searched (`onnxnas.search`), and the ledger says of the others what they need.
 """
 
 from __future__ import annotations
@@ -26,10 +26,6 @@ from onnxnas.sites import Candidate, SearchSpace, Site
 
 if TYPE_CHECKING:
     from onnxnas.pipeline import Prepared
-
-DEFAULT_DROP = {"task": 0.01, "agreement": 0.05, "error": 0.01}
-"""How much a result may lose where the user says nothing: of the task metric; of agreement with
-the original; squared error over variance where outputs are no classes."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +75,11 @@ def choose(
     """Search a model's rewrites on a target.
 
     Args:
-        calibration: unlabelled inputs; without them only exact rewrites are searched.
+        calibration: unlabelled inputs to fit weights on.
         task: binds `max_drop` to its metric, if given.
-        max_drop: of the task metric, or else of agreement; see `DEFAULT_DROP`.
+        max_drop: the most that may be lost of the task metric; without a task of agreement with
+            the original where outputs are classes, else squared error over variance. None
+            allows no loss: only exact rewrites are searched.
         library: folder of what was fitted before.
         budget_s: seconds for the whole search.
         seed: of sampled positions.
@@ -94,10 +92,10 @@ def choose(
     report = progress or (lambda *_: None)
     fitted = any(c.exactness == "recovered" for site in prepared.space for c in site.choices)
     made, weights, recovery_report = Candidate(), dict[Any, Any](), dict[str, Any]()
-    lacking = _lacking(calibration)
+    lacking = _lacking(calibration, max_drop)
     rows: tuple[LedgerRow, ...] = tuple(_unfitted(prepared.space, lacking))
     costed: tuple[Trial, ...] = ()
-    if fitted and calibration is not None and not lacking:
+    if fitted and not lacking and calibration is not None and max_drop is not None:
         search = _recovery_search(prepared, calibration, library, seed, report)
         limit = _Limit.of(prepared, search, task, max_drop, seed)
         search.judge_alone()
@@ -232,7 +230,7 @@ class _Limit:
         prepared: Prepared,
         search: RecoverySearch,
         task: Task | None,
-        max_drop: float | None,
+        max_drop: float,
         seed: int,
     ) -> _Limit:
         drops: dict[Candidate, float] = {}
@@ -257,7 +255,7 @@ class _Limit:
             binds, damage = "agreement", _disagreement
         else:
             binds, damage = "error", _error
-        return cls(binds, DEFAULT_DROP[binds] if max_drop is None else max_drop, damage)
+        return cls(binds, max_drop, damage)
 
     def report(self, search: RecoverySearch, best: Finalist | None) -> dict[str, Any]:
         """The figures of every finalist, plain JSON values."""
@@ -295,14 +293,16 @@ def _error(finalist: Finalist) -> float:
     return finalist.divergence.value
 
 
-def _lacking(calibration: Calibration | None) -> str:
+def _lacking(calibration: Calibration | None, max_drop: float | None) -> str:
     """Why nothing can be fitted; empty if it can."""
     if calibration is None:
-        return "its weights are fitted on inputs: give some with --calibration"
+        return "its weights are fitted on inputs: give --calibration, and --max-drop"
     if len(calibration) < MIN_ROWS:
         return (
             f"its weights are fitted on {MIN_ROWS} rows or more, and there are {len(calibration)}"
         )
+    if max_drop is None:
+        return "it changes the outputs: say how much may be lost with --max-drop"
     return ""
 
 
