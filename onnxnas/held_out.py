@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxnas.divergence import Divergence, Judged, compare, judged_tensors
-from onnxnas.excerpt import dependents, excerpt
+from onnxnas.excerpt import dependents
 from onnxnas.materialize import Applied
-from onnxnas.recover import FitRows
-from onnxnas.runtime import Session
+from onnxnas.recover import FitRows, runner
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -89,12 +88,10 @@ class HeldOut:
         self, graph: Any, names: Sequence[str], before: Sequence[Mapping[str, NDArray[Any]]] = ()
     ) -> list[Tensors]:
         fed = sorted(before[0]) if before else []
-        inner = [n for n in names if n not in fed]
-        session = Session(excerpt(graph, inner, fed), optimised=True)
-        wanted = {value.name for value in session.session.get_inputs()}
+        run = runner(graph, [n for n in names if n not in fed], fed)
         results = []
         for i, (_, _, batch) in enumerate(self.rows.feeds(held_out=True)):
             values = {**batch, **(before[i] if before else {})}
-            outputs = session.run({n: v for n, v in values.items() if n in wanted})
+            outputs = run(values)
             results.append({n: outputs[n] if n in outputs else values[n] for n in names})
         return results

@@ -100,13 +100,27 @@ class FitRows:
 
     def run(self, graph: Any, tensors: Iterable[str]) -> Iterator[tuple[int, bool, Tensors]]:
         """Values of some tensors of a graph on every row, inputs among them."""
-        names = sorted(set(tensors))
-        model = excerpt(graph, [n for n in names if n not in {t.name for t in graph.inputs}])
-        session = Session(model, optimised=True)
-        wanted = {value.name for value in session.session.get_inputs()}
+        inputs = {t.name for t in graph.inputs}
+        inner = [n for n in sorted(set(tensors)) if n not in inputs]
+        run = runner(graph, inner)
         for row, out, batch in self.feeds():
-            values = session.run({n: v for n, v in batch.items() if n in wanted})
-            yield row, out, {**batch, **values}
+            yield row, out, {**batch, **run(batch)}
+
+
+def runner(
+    graph: Any, outputs: Sequence[str], inputs: Sequence[str] = ()
+) -> Callable[[Tensors], dict[str, Any]]:
+    """Computes some tensors of a graph from its inputs, or from others of its tensors.
+
+    Args:
+        outputs: none of them an input; may be empty.
+        inputs: inner tensors that will be given.
+    """
+    if not outputs:
+        return lambda _: {}
+    session = Session(excerpt(graph, outputs, inputs), optimised=True)
+    wanted = {value.name for value in session.session.get_inputs()}
+    return lambda values: session.run({n: v for n, v in values.items() if n in wanted})
 
 
 @dataclass

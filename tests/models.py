@@ -114,7 +114,8 @@ def zoo() -> dict[str, onnx.ModelProto]:
         plain_convs, inverted_bottlenecks, separable_convs, linear_pairs, odd_widths, grouped_convs,
         dilated_and_asymmetric, same_padding, dynamic_batch, dynamic_size, dead_channels,
         shared_weights, outputs_in_the_middle, split_and_concat, squeeze_excite, classifier_head,
-        upsampling, parametric_activations, only_elementwise, oldest_opset, newest_opset,
+        upsampling, parametric_activations, wide_layers, only_elementwise, oldest_opset,
+        newest_opset,
     ):  # fmt: skip
         made[build.__name__] = build()
     return made
@@ -241,6 +242,13 @@ def classifier_head() -> onnx.ModelProto:
     x = b.op("Relu", b.conv(b.x, 3, 12, 3, pads=1, stride=2))
     x = b.op("Flatten", b.op("GlobalAveragePool", x))
     return b.build(b.op("Softmax", b.op("Gemm", x, b.weight(10, 12), b.weight(10), transB=1)))
+
+
+def wide_layers() -> onnx.ModelProto:
+    b = ModelBuilder([1, 3, 4, 4])
+    x = b.conv(b.op("Relu", b.conv(b.x, 3, 128, 3, pads=1)), 128, 160, bias=False)
+    x = b.op("Flatten", b.op("GlobalAveragePool", b.op("Relu", x)))
+    return b.build(b.op("Gemm", x, b.weight(160, 128), b.weight(128)))
 
 
 def upsampling() -> onnx.ModelProto:

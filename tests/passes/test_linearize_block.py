@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import models
+import numpy as np
 import onnx
 import pytest
 import rewriting
@@ -20,7 +21,7 @@ def block(act: str = "Relu", scale: float = 1.0) -> onnx.ModelProto:
     x = b.conv(b.x, 6, 6, out="start")
     y = b.op(act, b.conv(x, 6, 24, out="wide"))
     y = b.op(act, b.depthwise(y, 24, k=1, out="deep"))
-    y = b.op("Mul", b.conv(y, 24, 6, out="narrow"), b.const(models.np.float32(scale)))
+    y = b.op("Mul", b.conv(y, 24, 6, out="narrow"), b.const(np.asarray(scale, np.float32)))
     return b.build(b.op("Relu", b.op("Add", y, x, out="end")))
 
 
