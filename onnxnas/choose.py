@@ -96,7 +96,7 @@ def choose(
     rows: tuple[LedgerRow, ...] = tuple(_unfitted(prepared.space, lacking))
     costed: tuple[Trial, ...] = ()
     if fitted and not lacking and calibration is not None and max_drop is not None:
-        search = _recovery_search(prepared, calibration, library, seed, report)
+        search = recovery_search(prepared, calibration, library, seed, report)
         limit = _Limit.of(prepared, search, task, max_drop, seed)
         search.judge_alone()
         deadline = None if budget_s is None else start + budget_s
@@ -147,20 +147,25 @@ def fit_again(
     if calibration is None:
         raise UsageError("Weights of this recipe are fitted on inputs: give --calibration.")
     report = progress or (lambda *_: None)
-    search = _recovery_search(prepared, calibration, library, seed, report)
+    search = recovery_search(prepared, calibration, library, seed, report)
     found, refused = search.recovery.in_order(candidate)
     for (site_id, label), reason in refused.items():
         raise UsageError(f"The weights of {site_id}={label} cannot be fitted: {reason}.")
     return values_only(found)
 
 
-def _recovery_search(
+def recovery_search(
     prepared: Prepared,
     calibration: Calibration,
     library: Path | None,
     seed: int,
     progress: Progress,
 ) -> RecoverySearch:
+    """Everything the search of recovered choices needs, nothing searched yet.
+
+    Raises:
+        UsageError: there are too few rows, or one cannot be read.
+    """
     progress("reading the calibration data", 0, 1)
     rows = FitRows.of(calibration)
     stored = prepared.normalised.SerializeToString(deterministic=True)
