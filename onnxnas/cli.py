@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from onnxnas import import_cli
 from onnxnas.options import (
     DEFAULT_TARGET,
     CalibrationOpt,
@@ -52,6 +53,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 target_app = typer.Typer(help="Targets: accelerators the tool can cost.", no_args_is_help=True)
+target_app.registered_commands += import_cli.app.registered_commands
 app.add_typer(target_app, name="target")
 
 
@@ -130,6 +132,7 @@ def optimize(
             task=task,
             max_drop=drop,
             input_shapes=shapes,
+            library=run_dir / "fitted",
             budget_s=budget_s,
             seed=seed,
             progress=progress,

@@ -263,6 +263,7 @@ def markdown(result: Result) -> str:
         *(f"- {line}" for line in result.verification.lines()),
         *(f"- task metric, measured: {quality}" for quality in result.quality),
         "",
+        *_fitted_weights(result.search.get("recovery")),
         "## Ledger",
         "",
         f"Of {len(result.ledger)} choices and {len(result.misses)} declined places: "
@@ -275,6 +276,35 @@ def markdown(result: Result) -> str:
         *(["", "## Warnings", "", *(f"- {w}" for w in result.warnings)] if result.warnings else []),
     ]
     return "\n".join(out) + "\n"
+
+
+def _fitted_weights(recovery: Mapping[str, Any] | None) -> list[str]:
+    """The candidates whose weights were fitted, and how far they are from the original."""
+    if recovery is None:
+        return []
+    rows = [
+        (
+            f"{-f['saving']:+.1%}",
+            f"{f['divergence']:.4f} +- {f['divergence_standard_error']:.4f}",
+            "no classes"
+            if f["agreement"] is None
+            else f"{f['agreement']:.1%} +- {f['agreement_standard_error']:.1%}",
+            f"{f['drop']:+.4f}",
+            "chosen" if f["chosen"] else "",
+        )
+        for f in recovery["finalists"]
+    ]
+    bound = recovery["bound"]
+    return [
+        "## Fitted weights",
+        "",
+        f"Fitted on {recovery['rows_fitted_on']} rows without labels and judged on "
+        f"{recovery['rows_held_out']} others. Divergence is {recovery['measure']}; the limit of "
+        f"{bound['max_drop']:g} binds on the {bound['on']}.",
+        "",
+        *_table(("cycles", "divergence", "agreement", "drop", ""), rows),
+        "",
+    ]
 
 
 def change(before: float | None, after: float | None) -> str:

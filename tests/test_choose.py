@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import models
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from onnxnas import gradient_fit, pipeline
 from onnxnas.calibration import Calibration, load_calibration
 from onnxnas.errors import UsageError
 from onnxnas.graph import contract
+from onnxnas.report import markdown, schema
 from onnxnas.result import Result
 
 
@@ -68,7 +70,8 @@ def test_data_buys_what_exact_rewrites_cannot(optimize: Optimize) -> None:
     (chosen,) = [f for f in found["finalists"] if f["chosen"]]
     assert chosen["drop"] <= 0.3
     assert fitted.optimized.cost.cycles <= chosen["cycles"]
-    fitted.to_dict()
+    jsonschema.validate(fitted.to_dict(), schema())
+    assert "## Fitted weights" in markdown(fitted)
 
 
 def test_a_tighter_limit_costs_latency(optimize: Optimize) -> None:
