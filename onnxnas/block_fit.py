@@ -38,11 +38,16 @@ class IbnBlock:
         cells = self.depthwise.kernel[0] * self.depthwise.kernel[1]
         return cells * self.expand.in_channels * self.expand.out_channels
 
+    @property
+    def window(self) -> Window:
+        """What one output position sees of the block's input."""
+        d = self.depthwise
+        return Window(self.expand.x.name, d.kernel, d.strides, d.dilations, d.pads)
+
     def sampling(self, reader: Reader, most: int) -> Sampling:
         """Windows of the block's input, and what it is to answer."""
-        d, plain = self.depthwise, reader.samplings[0]
-        window = Window(self.expand.x.name, d.kernel, d.strides, d.dilations, d.pads)
-        return Sampling((window,), plain.target, plain.minus, patches=True, most=most)
+        plain = reader.samplings[0]
+        return Sampling((self.window,), plain.target, plain.minus, patches=True, most=most)
 
 
 def ibn_block(graph: Any, group: Group) -> IbnBlock | str:
@@ -123,8 +128,8 @@ def train_block(
     )
     error = train(
         student,
-        _windows(samples.fit, block),
-        _windows(samples.held_out, block),
+        windows_of(samples.fit, block),
+        windows_of(samples.held_out, block),
         steps=steps,
         rate=_LEARNING_RATE,
         seed=seed,
@@ -141,7 +146,8 @@ def train_block(
     }, error
 
 
-def _windows(part: Part, block: IbnBlock) -> Windows:
+def windows_of(part: Part, block: IbnBlock) -> Windows:
+    """Samples of `block.sampling`, as gradient steps take them."""
     channels = block.expand.in_channels
     x = part.x.reshape(len(part.x), channels, -1).transpose(0, 2, 1)
     inside = part.inside.reshape(len(part.x), -1).astype(np.float32)

@@ -132,6 +132,39 @@ class Block:
         return hidden, rate, deep, deep_rate, deep @ project + project_bias
 
 
+@dataclass
+class FusedBlock:
+    """KxK convolution -> activation -> project, on windows of its input.
+
+    Attributes:
+        weights: convolution [cells * c, h] and its bias [h], project [h, q] and its bias [q].
+    """
+
+    weights: list[Floats]
+    between: Activation
+
+    def outputs(self, x: Floats, inside: Floats) -> Floats:
+        """Outputs [n, q] for windows x [n, cells, c]; padding is zero in them already."""
+        return self.hidden(x)[0] @ self.weights[2] + self.weights[3]
+
+    def hidden(self, x: Floats) -> tuple[Floats, Floats]:
+        """What the project layer reads [n, h], and its derivative by the convolution's output."""
+        return self.between.apply(x.reshape(len(x), -1) @ self.weights[0] + self.weights[1])
+
+    def gradients(self, x: Floats, inside: Floats, y: Floats) -> tuple[float, list[Floats]]:
+        """Mean squared error of a minibatch, and its derivative by every weight."""
+        hidden, rate = self.hidden(x)
+        wrong = hidden @ self.weights[2] + self.weights[3] - y
+        back = wrong * np.float32(2.0 / wrong.size)
+        to_hidden = (back @ self.weights[2].T) * rate
+        return float(np.mean(wrong * wrong)), [
+            x.reshape(len(x), -1).T @ to_hidden,
+            to_hidden.sum(0),
+            hidden.T @ back,
+            back.sum(0),
+        ]
+
+
 @dataclass(frozen=True)
 class Windows:
     """Samples of a block: x [n, cells, c], which cells are no padding [n, cells], y [n, q]."""
@@ -142,7 +175,13 @@ class Windows:
 
 
 def train(
-    block: Block, fit: Windows, held_out: Windows, *, steps: int, rate: float, seed: int
+    block: Block | FusedBlock,
+    fit: Windows,
+    held_out: Windows,
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
 ) -> float:
     """Improve a block's weights in place.
 
@@ -190,7 +229,7 @@ _BATCH = 512
 _JUDGE_EVERY = 50
 
 
-def _error(block: Block, windows: Windows) -> float:
+def _error(block: Block | FusedBlock, windows: Windows) -> float:
     """Squared error summed over outputs, the mean over samples."""
     total = 0.0
     for start in range(0, len(windows.x), 1024):

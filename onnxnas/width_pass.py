@@ -86,10 +86,24 @@ def _site(name: str, group: Group, found: Sequence[Reader], choices: tuple[Choic
     return Site(name, group.name, choices, claims, params)
 
 
-def _choices(size: int, ratios: Sequence[float], multiples: Sequence[int]) -> Iterator[Choice]:
-    """Narrower widths, widest first; steps are at most an eighth of the width where they can be."""
+def narrower(
+    size: int, ratios: Sequence[float], multiples: Sequence[int], *, whole: bool = False
+) -> list[int]:
+    """Widths that a target works in, widest first; steps of at most an eighth where possible.
+
+    Args:
+        size: the width now.
+        ratios: shares of it.
+        multiples: of the target, ascending.
+        whole: keep the width itself too.
+    """
     step = max((m for m in multiples if 8 * m <= size), default=min(multiples))
     widths = {round(ratio * size / step) * step for ratio in ratios}
-    for width in sorted((w for w in widths if 0 < w < size), reverse=True):
+    widths = {w for w in widths if 0 < w < size} | ({size} if whole else set())
+    return sorted(widths, reverse=True)
+
+
+def _choices(size: int, ratios: Sequence[float], multiples: Sequence[int]) -> Iterator[Choice]:
+    for width in narrower(size, ratios, multiples):
         note = f"{width} of {size} channels"
         yield Choice(f"to-{width}", {"width": width}, "recovered", note)

@@ -1,0 +1,214 @@
+"""One standard convolution in place of an inverted bottleneck's expand and depthwise.
+
+Depthwise convolutions leave most of an array of multipliers idle; one KxK convolution does more
+arithmetic in less time where channels are few. The activation between the two is lost, so the
+fused layers are fitted: by ridge regression on what the depthwise one computed, then by gradient
+steps on what the block answers. (Without an activation between, `merge-linear-convs` does it
+exactly.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxnas.block_fit import IbnBlock, ibn_block, windows_of
+from onnxnas.channel_fit import KEPT, Reader, check_samples, fit_widths, readers
+from onnxnas.cost import Target
+from onnxnas.coupling import Coupling
+from onnxnas.gradient_fit import Floats, FusedBlock, Windows, activation, train
+from onnxnas.graph import values_of
+from onnxnas.least_squares import Moments, ridge
+from onnxnas.pass_contract import Fitted, Pass, Why
+from onnxnas.rewriter import Rewriter, SiteGone
+from onnxnas.samples import Samples, Sampling
+from onnxnas.sites import Choice, Site
+from onnxnas.width_pass import inside_block, narrower
+
+
+@dataclass(frozen=True)
+class FuseIbn(Pass):
+    """Offers inverted bottlenecks fused, at several hidden widths.
+
+    Attributes:
+        ratios: of the hidden width, rounded to the target's multiples.
+        steps: of gradient; fused blocks need many.
+        largest: blocks of more multiply-accumulates per position are left alone: gradient steps
+            on them take too long.
+        windows: samples that steps are made on.
+    """
+
+    name: ClassVar[str] = "fuse-ibn"
+    summary: ClassVar[str] = "Fuse expand and depthwise of inverted bottlenecks, weights re-fitted."
+    order: ClassVar[int] = 22
+    ratios: tuple[float, ...] = (1.0, 3 / 4, 1 / 2)
+    steps: int = 1000
+    largest: int = 60_000
+    windows: int = 24_000
+
+    def find_sites(self, graph: Any, target: Target, why: Why) -> Iterator[Site]:
+        for group in Coupling.of(graph).groups:
+            if not group.name or not group.producers or not inside_block(group):
+                continue
+            block, found = ibn_block(graph, group), readers(graph, group)
+            if isinstance(block, str):
+                why.miss(group.name, block)
+            elif isinstance(found, str):
+                why.miss(group.name, found)
+            elif group.pins:
+                why.miss(group.name, group.pins[0])
+            elif not block.first:
+                why.miss(group.name, "has no activation between: merge-linear-convs is exact here")
+            elif block.size > self.largest:
+                why.miss(group.name, "is so large that its fit would take too long")
+            else:
+                widths = narrower(group.size, self.ratios, target.channel_multiples, whole=True)
+                kernel = "x".join(map(str, block.depthwise.kernel))
+                choices = tuple(
+                    Choice(f"hidden-{w}", {"width": w}, "recovered", f"{kernel} to {w} channels")
+                    for w in widths
+                )
+                layers = (block.expand, block.depthwise, block.project)
+                claims = group.claims | {f"node:{layer.y.name}" for layer in layers}
+                yield Site(self.name, group.name, choices, claims, {"channels": group.size})
+
+    def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
+        rw.tensor(site.tensor)
+        width = int(choice.params["width"])
+        found = _block(rw.graph, site)
+        if found is None or found[0].expand.out_channels != site.params["channels"]:
+            raise SiteGone(f"the block of {site.tensor!r} is not what it was")
+        block = found[0]
+        expand, depthwise, project = block.expand, block.depthwise, block.project
+        fitted = rw.fitted
+        kept = np.asarray(fitted.get(KEPT, np.arange(width)), np.int64)
+        shape = (width, expand.in_channels, *depthwise.kernel)
+        weight = rw.constant(
+            f"{depthwise.y.name}/fused",
+            shape,
+            lambda: fitted["fused"] if fitted else _stand_in(shape),
+            expand.weight.dtype,
+        )
+        old_bias, old_weight = depthwise.bias, project.weight
+        bias = rw.constant(
+            f"{depthwise.y.name}/bias",
+            (width,),
+            lambda: fitted["bias"] if fitted else values_of(old_bias)[kept],
+            expand.weight.dtype,
+        )
+        attrs = {
+            "kernel_shape": list(depthwise.kernel),
+            "strides": list(depthwise.strides),
+            "dilations": list(depthwise.dilations),
+            "pads": list(depthwise.pads),
+        }
+        y = rw.add_node("Conv", [expand.x, weight, bias], attrs, hint=f"{depthwise.y.name}/fused")
+        for node in block.second:
+            rest = [_per_channel(rw, tensor, kept, block) for tensor in node.inputs[1:]]
+            y = rw.add_node(node.op, [y, *rest], node.attrs, hint=f"{depthwise.y.name}/{node.op}")
+        shape_out = (project.out_channels, width, 1, 1)
+        if fitted and fitted["project_bias"].shape != (project.out_channels,):
+            raise SiteGone(f"{project.y.name!r} has other channels than when it was fitted")
+        new = rw.constant(
+            old_weight.name,
+            shape_out,
+            lambda: fitted["project"] if fitted else values_of(old_weight)[:, kept],
+            old_weight.dtype,
+        )
+        old_project_bias = project.bias
+        new_bias = rw.constant(
+            f"{project.y.name}/bias",
+            (project.out_channels,),
+            lambda: fitted["project_bias"] if fitted else _or_zeros(old_project_bias, shape_out[0]),
+            old_weight.dtype,
+        )
+        for i, tensor in enumerate((y, new, new_bias)):
+            rw.set_input(project.node, i, tensor)
+
+    def samplings(self, graph: Any, site: Site) -> Sequence[Sampling]:
+        found = _block(graph, site)
+        assert found is not None
+        block, reader = found
+        inner = Sampling((block.window,), block.depthwise.y.name)
+        return [*reader.samplings, inner, block.sampling(reader, self.windows)]
+
+    def recover(
+        self, graph: Any, site: Site, choices: Sequence[Choice], data: Sequence[Samples]
+    ) -> Sequence[Fitted]:
+        found = _block(graph, site)
+        assert found is not None
+        block, reader = found
+        check_samples(data[:-1])
+        widths = [int(choice.params["width"]) for choice in choices]
+        narrowed = fit_widths(graph, [reader], widths, data[:-2])
+        fit, held_out = (windows_of(p, block) for p in (data[-1].fit, data[-1].held_out))
+        fits = []
+        for values, _ in narrowed:
+            kept = values[KEPT]
+            student = _start(block, kept, data[-2].fit.moments, fit)
+            error = train(student, fit, held_out, steps=self.steps, rate=4e-3, seed=0)
+            w = student.weights
+            c, kernel = block.expand.in_channels, block.depthwise.kernel
+            fused = w[0].reshape(*kernel, c, len(kept)).transpose(3, 2, 0, 1)
+            project = w[2].T[:, :, None, None]
+            named = {KEPT: kept, "fused": fused, "bias": w[1], "project": project}
+            fits.append(Fitted({**named, "project_bias": w[3]}, error))
+        return fits
+
+
+def _start(block: IbnBlock, kept: NDArray[np.int64], inner: Moments, fit: Windows) -> FusedBlock:
+    """The fused block by ridge regression: first its convolution, then what reads it."""
+    linear = ridge(inner)
+    c = block.expand.in_channels
+    weight = linear.weight[:, kept].reshape(c, -1, len(kept)).transpose(1, 0, 2)
+    known = activation(block.second, kept)
+    assert not isinstance(known, str)
+    width, outputs = len(kept), fit.y.shape[1]
+    student = FusedBlock(
+        [
+            np.asarray(weight.reshape(-1, width), np.float32),
+            np.asarray(linear.bias[kept], np.float32),
+            np.zeros((width, outputs), np.float32),
+            np.zeros(outputs, np.float32),
+        ],
+        known,
+    )
+    moments = Moments.empty(width, outputs)
+    for start in range(0, len(fit.x), 2048):
+        part = slice(start, start + 2048)
+        moments.add(student.hidden(fit.x[part])[0], fit.y[part])
+    project = ridge(moments)
+    student.weights[2:] = [project.weight.astype(np.float32), project.bias.astype(np.float32)]
+    return student
+
+
+def _block(graph: Any, site: Site) -> tuple[IbnBlock, Reader] | None:
+    group = Coupling.of(graph).group(site.tensor)
+    if group is None:
+        return None
+    block, found = ibn_block(graph, group), readers(graph, group)
+    return None if isinstance(block, str) or isinstance(found, str) else (block, found[0])
+
+
+def _per_channel(rw: Rewriter, tensor: Any, kept: NDArray[np.int64], block: IbnBlock) -> Any:
+    """An activation's constant; slopes of the channels that stay, where it has one for each."""
+    if not tensor.name or tensor.shape is None or block.expand.out_channels not in tensor.shape:
+        return tensor
+    axis = list(tensor.shape).index(block.expand.out_channels)
+    shape = [len(kept) if i == axis else int(d) for i, d in enumerate(tensor.shape)]
+    return rw.constant(
+        tensor.name, shape, lambda: np.take(values_of(tensor), kept, axis), tensor.dtype
+    )
+
+
+def _stand_in(shape: tuple[int, ...]) -> Floats:
+    noise = np.random.default_rng(0).standard_normal(shape) * 0.1
+    return noise.astype(np.float32)
+
+
+def _or_zeros(bias: Any, count: int) -> NDArray[Any]:
+    return np.zeros(count, np.float32) if bias is None else values_of(bias)
