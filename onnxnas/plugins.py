@@ -1,7 +1,8 @@
 """Passes and targets, built in or third-party, found through entry points.
 
-Groups: ``onnxnas.passes`` (classes deriving from `Pass`) and ``onnxnas.targets`` (callables
-that return a `CostModel`). A plug-in that cannot be loaded stays in the list with its reason; two
+Groups: ``onnxnas.passes`` (classes deriving from `Pass`), ``onnxnas.targets`` (callables that
+return a `CostModel`) and ``onnxnas.target_files`` (a file's suffix, and a callable that makes a
+`CostModel` from its path). A plug-in that cannot be loaded stays in the list with its reason; two
 plug-ins of one name are an error that names both owners.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from onnxnas.cost import CostModel
 from onnxnas.errors import UsageError, unknown_name
@@ -17,6 +19,7 @@ from onnxnas.pass_contract import Pass
 
 PASS_GROUP = "onnxnas.passes"
 TARGET_GROUP = "onnxnas.targets"
+TARGET_FILE_GROUP = "onnxnas.target_files"
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,23 @@ def target_names() -> list[str]:
 def load_target(name: str) -> CostModel:
     """The cost model of a target.
 
+    Args:
+        name: of an installed target, or the path of a file that holds one, e.g. ``my/board.json``.
+
     Raises:
         UsageError: there is no such target, or it cannot be loaded here.
     """
     points = _points(TARGET_GROUP)
+    arguments: tuple[Path, ...] = ()
+    suffix = Path(name).suffix.removeprefix(".")
+    if name not in points and suffix in (files := _points(TARGET_FILE_GROUP)):
+        if not Path(name).is_file():
+            raise UsageError(f"There is no target file {name}.")
+        points, arguments = {name: files[suffix]}, (Path(name),)
     if name not in points:
         raise unknown_name("target", name, points)
     try:
-        made = points[name].load()()
+        made = points[name].load()(*arguments)
     except UsageError:
         raise
     except Exception as error:

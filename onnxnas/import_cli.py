@@ -1,0 +1,78 @@
+"""`onnxnas target plan|import`: a device of one's own, from times measured there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="A device of your own as a target.")
+
+
+@app.command()
+def plan(
+    folder: Annotated[Path, typer.Argument(help="Where the models and times.csv go.")],
+    steps: Annotated[
+        str, typer.Option(help="Channel counts whose multiples run fast, e.g. 8,16.")
+    ] = "8,16",
+    like: Annotated[
+        list[Path] | None, typer.Option(help="Also time every kernel of this model; repeatable.")
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="For --like: name:1,3,224,224.")
+    ] = None,
+    kernels: Annotated[int, typer.Option(min=1, help="Single kernels in all.")] = 300,
+    networks: Annotated[int, typer.Option(min=0, help="Whole networks.")] = 12,
+    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+) -> None:
+    """Write small models to time on a device, and the table to fill in with the times."""
+    from onnxnas.errors import UsageError
+    from onnxnas.graph import from_model, static_view
+    from onnxnas.hwmodels import csv_import, timing_plan
+    from onnxnas.loading import load_model, parse_input_shapes
+    from onnxnas.normalise import normalise
+
+    try:
+        multiples = tuple(sorted({int(s) for s in steps.split(",")}))
+    except ValueError:
+        multiples = ()
+    if not multiples or multiples[0] < 1:
+        raise UsageError(f"--steps is {steps!r}: give channel counts such as 8,16.")
+    graphs = []
+    for path in like or []:
+        model = load_model(path)
+        given = parse_input_shapes(list(input_shape or []), model)
+        graphs.append((path.stem, static_view(from_model(normalise(model, given).model), given)))
+    timed = timing_plan.plan(multiples, graphs, kernels, networks, seed)
+    table = csv_import.write_plan(timed, folder, multiples)
+    print(f"{table}: {len(timed)} models to time: fill in microseconds, and {folder / 'card.toml'}")
+
+
+@app.command("import")
+def import_(
+    times: Annotated[Path, typer.Argument(help="times.csv, filled in.")],
+    card: Annotated[Path, typer.Option(help="What the device is, in TOML.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Card to write; default: NAME.json beside --card.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the regression.")] = 0,
+) -> None:
+    """Train a cost model on measured times; use it as --target PATH."""
+    from onnxnas.hwmodels import csv_import, training
+
+    fields = csv_import.read_card(card)
+    read = csv_import.read_times(times)
+    trained = csv_import.train(read, fields, training.Settings(seed=seed))
+    path = out or card.with_name(f"{fields['name']}.json")
+    csv_import.write(trained, fields, path)
+    lone, isolated = trained.errors["all"], trained.model.entry["isolated"]
+    print(
+        f"{path}: trained on {len(read.kernels)} kernels, off by {lone.mape:.1%} on held-out ones"
+    )
+    if "networks" in isolated:
+        print(f"whole networks: {isolated['factor']:.2f} times the sum of their kernels")
+    else:
+        print("no whole networks were timed: sums of kernels are taken as they are")
+    if read.missing:
+        print(f"{read.missing} rows have no time")
