@@ -26,6 +26,7 @@ from onnxnas.hwmodels.baseline import Baseline
 from onnxnas.hwmodels.coverage import Coverage
 from onnxnas.hwmodels.features import FEATURES, feature_matrix
 from onnxnas.hwmodels.kernel_table import KernelTable
+from onnxnas.hwmodels.peak_memory import with_memory
 from onnxnas.kernels import Kernel, split_kernels
 from onnxnas.weight_statistics import WeightStatistics
 
@@ -86,10 +87,16 @@ class CatBoostCostModel(CostModel):
 
     def cost_many(self, graphs: Sequence[Any]) -> list[Cost]:
         """Costs of several networks from one call of the regression."""
-        return self.cost_kernels([split_kernels(graph, self._statistics) for graph in graphs])
+        networks = [split_kernels(graph, self._statistics) for graph in graphs]
+        return [
+            with_memory(cost, self.target, graph, kernels)
+            for cost, graph, kernels in zip(
+                self.cost_kernels(networks), graphs, networks, strict=True
+            )
+        ]
 
     def cost_kernels(self, networks: Sequence[Sequence[Kernel]]) -> list[Cost]:
-        """Costs of networks that are split already."""
+        """Costs of networks that are split already, peak memory left out."""
         table = KernelTable.of(networks)
         cycles = self.predict(table)
         widths = self._interval.kernel(table.ops)
@@ -152,8 +159,8 @@ class CatBoostCostModel(CostModel):
             cycles=total,
             seconds=total / self.target.clock_hz,
             macs=sum(k.macs for k in kernels),
-            peak_bytes={"activations": max((k.live_bytes for k in kernels), default=0)},
-            weight_bytes=round(sum(k.weight_bytes for k in kernels)),
+            peak_bytes={},
+            weight_bytes=None,
             kernels=tuple(parts),
             interval=(max(0.0, total - half), total + half),
         )

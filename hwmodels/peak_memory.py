@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from onnxnas.cost import Target
+from onnxnas.cost import Cost, Target
 from onnxnas.hwmodels import ethos_memory
 from onnxnas.hwmodels.ethos_weights import encoded_bytes
 from onnxnas.kernels import Kernel
@@ -38,6 +40,25 @@ def weight_bytes(target: Target, kernels: Sequence[Kernel]) -> int:
         family = ethos_memory.System.of(target).family
         return round(sum(encoded_bytes(k, family) for k in kernels))
     return sum(k.weights for k in kernels)
+
+
+def with_memory(cost: Cost, target: Target, graph: Any, kernels: Sequence[Kernel]) -> Cost:
+    """A predicted cost with its memory: peaks, stored weights, and what is alive at each peak.
+
+    Args:
+        cost: one entry in `Cost.kernels` per kernel, in order.
+        target: its card.
+        graph: `gs.Graph` with static shapes.
+        kernels: its `split_kernels`.
+    """
+    cycles = [math.nan if k.cycles is None else k.cycles for k in cost.kernels]
+    found = peaks(target, graph, kernels, cycles)
+    return replace(
+        cost,
+        peak_bytes={memory: at.size for memory, at in found.items()},
+        weight_bytes=weight_bytes(target, kernels),
+        detail={**cost.detail, "peak_tensors": peak_detail(found)},
+    )
 
 
 def peak_detail(found: Mapping[str, Peak]) -> dict[str, list[dict[str, Any]]]:

@@ -94,6 +94,15 @@ def test_a_path_is_a_target_and_its_figures_are_predictions(board: Path) -> None
     assert float(np.mean(errors)) < 0.2
 
 
+def test_costs_name_what_is_alive_at_the_peak(board: Path) -> None:
+    cost = load_target(str(board / "my-board.json")).cost(
+        static_view(sample_network("residual", 9_050), {})
+    )
+    alive = cost.detail["peak_tensors"]["activations"]
+    assert sum(row["bytes"] for row in alive) == cost.peak_bytes["activations"]
+    assert cost.weight_bytes
+
+
 def test_where_a_kernel_stands_does_not_count(board: Path) -> None:
     model = csv_import.load(board / "my-board.json")
     graph = static_view(sample_network("separable", 9_100), {})
