@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxnas.channel_fit import KEPT, Reader
 from onnxnas.coupling import Group
-from onnxnas.gradient_fit import Block, Windows, activation, train
+from onnxnas.gradient_fit import Block, Windows, activation, refit_last, train
 from onnxnas.graph import values_of
 from onnxnas.ops import Conv, conv, sole_consumer
 from onnxnas.samples import Part, Samples, Sampling, Window
@@ -97,11 +97,11 @@ def train_block(
     steps: int,
     seed: int = 0,
 ) -> tuple[dict[str, NDArray[Any]], float]:
-    """Gradient steps from where least squares left a narrowed block.
+    """Gradient steps from where least squares, or earlier steps, left a narrowed block.
 
     Args:
         block: the original.
-        values: as `channel_fit.fit_widths` gives them.
+        values: as `channel_fit.fit_widths` or this function gives them.
         samples: of `block.sampling`.
 
     Returns:
@@ -112,28 +112,27 @@ def train_block(
     first, second = activation(block.first, kept), activation(block.second, kept)
     assert not isinstance(first, str)
     assert not isinstance(second, str)
-    expand = values_of(block.expand.weight)[kept, :, 0, 0]
-    depthwise = values_of(block.depthwise.weight)[kept]
+
+    def now(layer: Conv, index: int) -> NDArray[Any]:
+        old = values_of(layer.weight if index == 1 else layer.bias)[kept]
+        return np.asarray(values.get(f"{layer.y.name}:{index}", old))
+
+    depthwise = now(block.depthwise, 1)
     student = Block(
         [
-            np.array(expand.T, np.float32),
-            np.array(values_of(block.expand.bias)[kept], np.float32),
+            np.array(now(block.expand, 1)[:, :, 0, 0].T, np.float32),
+            np.array(now(block.expand, 2), np.float32),
             np.array(depthwise.reshape(len(kept), -1).T, np.float32),
-            np.array(values_of(block.depthwise.bias)[kept], np.float32),
+            np.array(now(block.depthwise, 2), np.float32),
             np.array(values[f"{project}:1"][:, :, 0, 0].T, np.float32),
             np.array(values[f"{project}:2"], np.float32),
         ],
         first,
         second,
     )
-    error = train(
-        student,
-        windows_of(samples.fit, block),
-        windows_of(samples.held_out, block),
-        steps=steps,
-        rate=_LEARNING_RATE,
-        seed=seed,
-    )
+    fit, held_out = windows_of(samples.fit, block), windows_of(samples.held_out, block)
+    refit_last(student, fit, held_out)
+    error = train(student, fit, held_out, steps=steps, rate=_LEARNING_RATE, seed=seed)
     w = [np.ascontiguousarray(v) for v in student.weights]
     return {
         KEPT: kept,

@@ -19,19 +19,15 @@ from onnxnas.channels import positions, resize_group
 from onnxnas.coupling import Coupling, Group
 from onnxnas.excerpt import dependents
 from onnxnas.graph import values_of
-from onnxnas.least_squares import RIDGE, Floats, Linear, Moments, removal_order, ridge
+from onnxnas.least_squares import Floats, Moments, best_ridge, removal_order
 from onnxnas.ops import conv, is_constant, producer, sole_consumer
-from onnxnas.pass_contract import NotRecoverable
+from onnxnas.pass_contract import Fitted, NotRecoverable
 from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.samples import Samples, Sampling, Window
 
 KEPT = "kept"
 """Key of the fitted values that lists the channels which stay, ascending; the other keys are
 ``<output tensor of a node>:<index of the input that is fitted>``."""
-
-
-_STRENGTHS = (RIDGE, 1e-1, 1.0, 10.0)
-"""Ridges that are tried."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +125,7 @@ def _pooled(x: Any) -> str | None:
 
 def reader_weights(node: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weight [features, outputs] and bias [outputs] of a conv or gemm. Reads its weights."""
-    weight = values_of(node.inputs[1])
-    if node.op == "Gemm":
-        weight = weight.T if node.attrs.get("transB") else weight
-    else:
-        weight = weight.reshape(len(weight), -1).T
+    weight = _as_features(node, values_of(node.inputs[1]))
     bias = given(node, 2)
     values = np.zeros(weight.shape[1]) if bias is None else values_of(bias).reshape(-1)
     wide = np.broadcast_to(values, weight.shape[1])
@@ -153,7 +145,11 @@ def check_samples(data: Sequence[Samples]) -> None:
 
 
 def fit_widths(
-    graph: Any, found: Sequence[Reader], widths: Sequence[int], data: Sequence[Samples]
+    graph: Any,
+    found: Sequence[Reader],
+    widths: Sequence[int],
+    data: Sequence[Samples],
+    start: Sequence[Fitted] | None = None,
 ) -> list[tuple[dict[str, NDArray[Any]], float]]:
     """Which channels to keep at each width, and the weights of their readers.
 
@@ -162,6 +158,7 @@ def fit_widths(
         found: the group's readers.
         widths: channels to be left.
         data: samples of all their samplings, in order.
+        start: fits for these widths whose channels are kept and whose weights are pulled to.
 
     Returns:
         For each width the fitted values, and the error on held-out samples (the mean over the
@@ -174,20 +171,28 @@ def fit_widths(
         moments = together(samples)
         prior = reader_weights(tensors[reader.output].inputs[0])[0].astype(np.float64)
         fits.append((reader, moments, samples[0].held_out.moments, prior))
-    order = removal_order([(m, r.features, w) for r, m, _, w in fits], min(widths))
-    channels = len(found[0].features)
+    every = np.arange(len(found[0].features))
+    order: list[int] = []
+    if start is None:
+        order = removal_order([(m, r.features, w) for r, m, _, w in fits], min(widths))
     results = []
-    for width in widths:
-        gone = order[: channels - width]
-        kept = np.setdiff1d(np.arange(channels), gone)
+    for k, width in enumerate(widths):
+        if start is None:
+            kept = np.setdiff1d(every, order[: len(every) - width])
+        else:
+            kept = np.asarray(start[k].values[KEPT], np.int64)
+        gone = np.setdiff1d(every, kept)
         values: dict[str, NDArray[Any]] = {KEPT: kept}
         errors = []
         for reader, moments, held_out, prior in fits:
             dropped = reader.features[gone].reshape(-1)
             features = np.setdiff1d(np.arange(len(prior)), dropped)
-            linear = best_ridge(moments, held_out, features, prior)
-            errors.append(linear.error(held_out))
             node = tensors[reader.output].inputs[0]
+            pull = prior.copy()
+            if start is not None:
+                pull[features] = _as_features(node, start[k].values[f"{reader.output}:1"])
+            linear = best_ridge(moments, held_out, features, pull)
+            errors.append(linear.error(held_out))
             values[f"{reader.output}:1"] = _as_weight(node, linear.weight[features])
             values[f"{reader.output}:2"] = linear.bias.astype(np.float32)
         results.append((values, float(np.mean(errors))))
@@ -203,16 +208,13 @@ def together(samples: Sequence[Samples]) -> Moments:
     return moments
 
 
-def best_ridge(
-    moments: Moments, held_out: Moments, features: NDArray[np.int64], prior: Floats
-) -> Linear:
-    """A ridge fit, pulled to the old weights as hard as does best on held-out samples.
-
-    Where samples are many for the features, hardly any pull is best; the layer behind a pooling
-    has one sample per row, and would learn the rows by heart.
-    """
-    fits = [ridge(moments, kept=features, prior=prior, strength=s) for s in _STRENGTHS]
-    return min(fits, key=lambda linear: linear.error(held_out))
+def _as_features(node: Any, weight: NDArray[Any]) -> Floats:
+    """Weights in the layout of a conv or gemm as [features, outputs]."""
+    if node.op == "Conv":
+        weight = weight.reshape(len(weight), -1).T
+    elif node.attrs.get("transB"):
+        weight = weight.T
+    return weight.astype(np.float64)
 
 
 def _as_weight(node: Any, features: Floats) -> NDArray[np.float32]:

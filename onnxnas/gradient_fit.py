@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxnas.channel_flow import given
 from onnxnas.graph import values_of
+from onnxnas.least_squares import Moments, best_ridge
 from onnxnas.ops import clip_bounds
 
 Floats = NDArray[np.float32]
@@ -98,8 +99,12 @@ class Block:
     first: Activation
     second: Activation
 
+    def hidden(self, x: Floats, inside: Floats) -> Floats:
+        """What the last layer reads [n, h], for windows x [n, cells, c], some cells padding."""
+        return self._forward(x, inside)[2]
+
     def outputs(self, x: Floats, inside: Floats) -> Floats:
-        """Outputs [n, q] for windows x [n, cells, c], of which some cells are padding."""
+        """Outputs [n, q]."""
         return self._forward(x, inside)[-1]
 
     def gradients(self, x: Floats, inside: Floats, y: Floats) -> tuple[float, list[Floats]]:
@@ -143,17 +148,17 @@ class FusedBlock:
     weights: list[Floats]
     between: Activation
 
-    def outputs(self, x: Floats, inside: Floats) -> Floats:
-        """Outputs [n, q] for windows x [n, cells, c]; padding is zero in them already."""
-        return self.hidden(x)[0] @ self.weights[2] + self.weights[3]
+    def hidden(self, x: Floats, inside: Floats) -> Floats:
+        """What the last layer reads [n, h], for windows x [n, cells, c], zero where padded."""
+        return self._hidden(x)[0]
 
-    def hidden(self, x: Floats) -> tuple[Floats, Floats]:
-        """What the project layer reads [n, h], and its derivative by the convolution's output."""
-        return self.between.apply(x.reshape(len(x), -1) @ self.weights[0] + self.weights[1])
+    def outputs(self, x: Floats, inside: Floats) -> Floats:
+        """Outputs [n, q]."""
+        return self.hidden(x, inside) @ self.weights[2] + self.weights[3]
 
     def gradients(self, x: Floats, inside: Floats, y: Floats) -> tuple[float, list[Floats]]:
         """Mean squared error of a minibatch, and its derivative by every weight."""
-        hidden, rate = self.hidden(x)
+        hidden, rate = self._hidden(x)
         wrong = hidden @ self.weights[2] + self.weights[3] - y
         back = wrong * np.float32(2.0 / wrong.size)
         to_hidden = (back @ self.weights[2].T) * rate
@@ -164,6 +169,9 @@ class FusedBlock:
             back.sum(0),
         ]
 
+    def _hidden(self, x: Floats) -> tuple[Floats, Floats]:
+        return self.between.apply(x.reshape(len(x), -1) @ self.weights[0] + self.weights[1])
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -172,6 +180,20 @@ class Windows:
     x: Floats
     inside: Floats
     y: Floats
+
+
+def refit_last(block: Block | FusedBlock, fit: Windows, held_out: Windows) -> None:
+    """Fit the last layer of a block by ridge regression pulled to what it is, in place."""
+    sums = []
+    for windows in (fit, held_out):
+        moments = Moments.empty(len(block.weights[-2]), windows.y.shape[1])
+        for start in range(0, len(windows.x), 2048):
+            part = slice(start, start + 2048)
+            moments.add(block.hidden(windows.x[part], windows.inside[part]), windows.y[part])
+        sums.append(moments)
+    prior = block.weights[-2].astype(np.float64)
+    best = best_ridge(sums[0], sums[1], np.arange(len(prior)), prior)
+    block.weights[-2:] = [best.weight.astype(np.float32), best.bias.astype(np.float32)]
 
 
 def train(
@@ -185,8 +207,8 @@ def train(
 ) -> float:
     """Improve a block's weights in place.
 
-    Every 50 steps it is judged on held-out samples; the best weights seen are kept, and after
-    three judgements without a better one it stops.
+    Every 50 steps it is judged on held-out samples; the best weights seen are kept, and after some
+    judgements without a better one it stops.
 
     Args:
         steps: minibatches at most.
@@ -219,7 +241,7 @@ def train(
                 lowest, idle, best = error, 0, [w.copy() for w in block.weights]
             else:
                 idle += 1
-            if idle == 3 or not np.isfinite(error):
+            if idle == _PATIENCE or not np.isfinite(error):
                 break
     block.weights[:] = best
     return lowest
@@ -227,6 +249,8 @@ def train(
 
 _BATCH = 512
 _JUDGE_EVERY = 50
+_PATIENCE = 8
+"""Judgements without a better one after which training stops."""
 
 
 def _error(block: Block | FusedBlock, windows: Windows) -> float:

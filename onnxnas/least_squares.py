@@ -19,6 +19,10 @@ RIDGE = 1e-3
 """Share of the mean variance of a feature that is added to every variance."""
 
 
+STRENGTHS = (RIDGE, 1e-1, 1.0, 10.0)
+"""Ridges to choose from by held-out error."""
+
+
 @dataclass
 class Moments:
     """Sums over samples of features x [n, p] and targets y [n, q].
@@ -131,6 +135,16 @@ def ridge(
     weight[kept] = np.linalg.solve(left, right)
     n = max(1, moments.count)
     return Linear(weight, (moments.y - moments.x @ weight) / n)
+
+
+def best_ridge(moments: Moments, held_out: Moments, features: Indices, prior: Floats) -> Linear:
+    """A ridge fit, pulled to the old weights as hard as does best on held-out samples.
+
+    Where samples are many for the features, hardly any pull is best; the layer behind a pooling
+    has one sample per row, and would learn the rows by heart.
+    """
+    fits = [ridge(moments, kept=features, prior=prior, strength=s) for s in STRENGTHS]
+    return min(fits, key=lambda linear: linear.error(held_out))
 
 
 def removal_order(

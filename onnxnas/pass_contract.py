@@ -112,7 +112,12 @@ class Pass(ABC):
         return ()
 
     def recover(
-        self, graph: Any, site: Site, choices: Sequence[Choice], data: Sequence[Samples]
+        self,
+        graph: Any,
+        site: Site,
+        choices: Sequence[Choice],
+        data: Sequence[Samples],
+        start: Sequence[Fitted] | None = None,
     ) -> Sequence[Fitted]:
         """Fit the weights of some `recovered` choices of one site.
 
@@ -124,6 +129,8 @@ class Pass(ABC):
             graph: the original; for the weights to start from.
             choices: of this site; several are fitted together where they share work.
             data: one for each of `samplings`, in order.
+            start: what was found for the choices when each was fitted alone; None while that is
+                what is asked for.
 
         Returns:
             One for each choice, in order.

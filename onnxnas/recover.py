@@ -216,8 +216,10 @@ class Recovery:
         recovered = [(s, c) for s, c in decided.values() if c.exactness == "recovered"]
         place = {t.name: i for i, node in enumerate(self.graph.nodes) for t in node.outputs}
         recovered.sort(key=lambda decision: place[decision[0].tensor])
+        moves = [(site.id, choice.label) for site, choice in recovered]
+        alone, refused = self.alone(moves)
+        recovered = [(s, c) for s, c in recovered if (s.id, c.label) in alone]
         found: dict[Move, Fitted] = {}
-        refused: dict[Move, str] = {}
         targets: Targets | None = None
         before = Candidate()
         for done, (site, choice) in enumerate(recovered):
@@ -231,7 +233,8 @@ class Recovery:
                 if targets is None:
                     targets = self._targets([s for s, _ in recovered[done:]])
                 data = self._behind(site, before, {m: f.values for m, f in found.items()}, targets)
-                self._fit(site, [choice], data, context, found, refused)
+                start = [alone[site.id, choice.label]]
+                self._fit(site, [choice], data, context, found, refused, start)
             if (site.id, choice.label) in found:
                 before = after
         self.progress("fitting the choices in order", len(recovered), len(recovered))
@@ -258,10 +261,11 @@ class Recovery:
         context: str,
         found: dict[Move, Fitted],
         refused: dict[Move, str],
+        start: Sequence[Fitted] | None = None,
     ) -> None:
         pass_ = self.passes[site.pass_name]
         try:
-            fits = pass_.recover(self.graph, site, choices, data)
+            fits = pass_.recover(self.graph, site, choices, data, start)
         except NotRecoverable as reason:
             refused.update(((site.id, choice.label), str(reason)) for choice in choices)
             return

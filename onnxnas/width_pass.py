@@ -57,11 +57,16 @@ class WidthPass(Pass):
         return [s for reader in self._readers(graph, site) for s in reader.samplings]
 
     def recover(
-        self, graph: Any, site: Site, choices: Sequence[Choice], data: Sequence[Samples]
+        self,
+        graph: Any,
+        site: Site,
+        choices: Sequence[Choice],
+        data: Sequence[Samples],
+        start: Sequence[Fitted] | None = None,
     ) -> Sequence[Fitted]:
         check_samples(data)
         widths = [int(choice.params["width"]) for choice in choices]
-        fits = fit_widths(graph, self._readers(graph, site), widths, data)
+        fits = fit_widths(graph, self._readers(graph, site), widths, data, start)
         return [Fitted(values, error) for values, error in fits]
 
     @staticmethod

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from onnxnas.channel_fit import (
     Reader,
-    best_ridge,
     check_samples,
     reader_of,
     reader_weights,
     together,
 )
 from onnxnas.cost import Target
-from onnxnas.least_squares import Floats, Linear, low_rank
+from onnxnas.least_squares import Floats, Linear, best_ridge, low_rank
 from onnxnas.ops import conv as conv_view
 from onnxnas.pass_contract import Fitted, Pass, Why
 from onnxnas.rewriter import Rewriter, SiteGone
@@ -105,13 +104,19 @@ class FactorizeConv(Pass):
         return self._site_reader(graph, site).samplings
 
     def recover(
-        self, graph: Any, site: Site, choices: Sequence[Choice], data: Sequence[Samples]
+        self,
+        graph: Any,
+        site: Site,
+        choices: Sequence[Choice],
+        data: Sequence[Samples],
+        start: Sequence[Fitted] | None = None,
     ) -> Sequence[Fitted]:
         check_samples(data)
         moments, held_out = together(data), data[0].held_out.moments
         node = graph.tensors()[site.tensor].inputs[0]
         prior = reader_weights(node)[0].astype(np.float64)
-        full = best_ridge(moments, held_out, np.arange(len(prior)), prior)
+        every = np.arange(len(prior))
+        full = best_ridge(moments, held_out, every, prior)
         fits = []
         for choice in choices:
             first, second = low_rank(moments, full.weight, int(choice.params["rank"]))

@@ -20,7 +20,7 @@ from onnxnas.block_fit import IbnBlock, ibn_block, windows_of
 from onnxnas.channel_fit import KEPT, Reader, check_samples, fit_widths, readers
 from onnxnas.cost import Target
 from onnxnas.coupling import Coupling
-from onnxnas.gradient_fit import Floats, FusedBlock, Windows, activation, train
+from onnxnas.gradient_fit import Floats, FusedBlock, activation, refit_last, train
 from onnxnas.graph import values_of
 from onnxnas.least_squares import Moments, ridge
 from onnxnas.pass_contract import Fitted, Pass, Why
@@ -46,7 +46,7 @@ class FuseIbn(Pass):
     summary: ClassVar[str] = "Fuse expand and depthwise of inverted bottlenecks, weights re-fitted."
     order: ClassVar[int] = 22
     ratios: tuple[float, ...] = (1.0, 3 / 4, 1 / 2)
-    steps: int = 1000
+    steps: int = 2500
     largest: int = 60_000
     windows: int = 24_000
 
@@ -137,19 +137,28 @@ class FuseIbn(Pass):
         return [*reader.samplings, inner, block.sampling(reader, self.windows)]
 
     def recover(
-        self, graph: Any, site: Site, choices: Sequence[Choice], data: Sequence[Samples]
+        self,
+        graph: Any,
+        site: Site,
+        choices: Sequence[Choice],
+        data: Sequence[Samples],
+        start: Sequence[Fitted] | None = None,
     ) -> Sequence[Fitted]:
         found = _block(graph, site)
         assert found is not None
         block, reader = found
         check_samples(data[:-1])
         widths = [int(choice.params["width"]) for choice in choices]
-        narrowed = fit_widths(graph, [reader], widths, data[:-2])
         fit, held_out = (windows_of(p, block) for p in (data[-1].fit, data[-1].held_out))
+        if start is None:
+            kepts = [v[KEPT] for v, _ in fit_widths(graph, [reader], widths, data[:-2])]
+            students = [_start(block, kept, data[-2].fit.moments) for kept in kepts]
+        else:
+            students = [_resume(block, fitted) for fitted in start]
+            kepts = [fitted.values[KEPT] for fitted in start]
         fits = []
-        for values, _ in narrowed:
-            kept = values[KEPT]
-            student = _start(block, kept, data[-2].fit.moments, fit)
+        for kept, student in zip(kepts, students, strict=True):
+            refit_last(student, fit, held_out)
             error = train(student, fit, held_out, steps=self.steps, rate=4e-3, seed=0)
             w = student.weights
             c, kernel = block.expand.in_channels, block.depthwise.kernel
@@ -160,30 +169,31 @@ class FuseIbn(Pass):
         return fits
 
 
-def _start(block: IbnBlock, kept: NDArray[np.int64], inner: Moments, fit: Windows) -> FusedBlock:
-    """The fused block by ridge regression: first its convolution, then what reads it."""
+def _start(block: IbnBlock, kept: NDArray[np.int64], inner: Moments) -> FusedBlock:
+    """A fused convolution by ridge regression on what the depthwise one computes."""
     linear = ridge(inner)
-    c = block.expand.in_channels
+    c, outputs = block.expand.in_channels, block.project.out_channels
     weight = linear.weight[:, kept].reshape(c, -1, len(kept)).transpose(1, 0, 2)
+    weights = [weight.reshape(-1, len(kept)), linear.bias[kept]]
+    weights += [np.zeros((len(kept), outputs)), np.zeros(outputs)]
+    return _student(block, kept, weights)
+
+
+def _resume(block: IbnBlock, fitted: Fitted) -> FusedBlock:
+    """A fused block as it was found before."""
+    values = fitted.values
+    fused = values["fused"].transpose(2, 3, 1, 0).reshape(-1, len(values[KEPT]))
+    project = values["project"][:, :, 0, 0].T
+    weights = [fused, values["bias"], project, values["project_bias"]]
+    return _student(block, values[KEPT], weights)
+
+
+def _student(
+    block: IbnBlock, kept: NDArray[np.int64], weights: Sequence[NDArray[Any]]
+) -> FusedBlock:
     known = activation(block.second, kept)
     assert not isinstance(known, str)
-    width, outputs = len(kept), fit.y.shape[1]
-    student = FusedBlock(
-        [
-            np.asarray(weight.reshape(-1, width), np.float32),
-            np.asarray(linear.bias[kept], np.float32),
-            np.zeros((width, outputs), np.float32),
-            np.zeros(outputs, np.float32),
-        ],
-        known,
-    )
-    moments = Moments.empty(width, outputs)
-    for start in range(0, len(fit.x), 2048):
-        part = slice(start, start + 2048)
-        moments.add(student.hidden(fit.x[part])[0], fit.y[part])
-    project = ridge(moments)
-    student.weights[2:] = [project.weight.astype(np.float32), project.bias.astype(np.float32)]
-    return student
+    return FusedBlock([np.array(w, np.float32, order="C") for w in weights], known)
 
 
 def _block(graph: Any, site: Site) -> tuple[IbnBlock, Reader] | None:

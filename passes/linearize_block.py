@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxnas.channel_fit import check_samples
 from onnxnas.cost import Target
 from onnxnas.graph import is_static
-from onnxnas.least_squares import Linear, ridge
+from onnxnas.least_squares import Linear, best_ridge
 from onnxnas.ops import is_constant
 from onnxnas.pass_contract import Fitted, Pass, Why
 from onnxnas.rewriter import Rewriter, SiteGone
@@ -91,15 +91,21 @@ class LinearizeBlock(Pass):
         return [Sampling((Window(site.params["x"]),), site.tensor)]
 
     def recover(
-        self, graph: Any, site: Site, choices: Sequence[Choice], data: Sequence[Samples]
+        self,
+        graph: Any,
+        site: Site,
+        choices: Sequence[Choice],
+        data: Sequence[Samples],
+        start: Sequence[Fitted] | None = None,
     ) -> Sequence[Fitted]:
         fit, held_out = data[0].fit.moments, data[0].held_out.moments
         check_samples(data)
         identity = np.eye(len(fit.x))
         fits = []
-        for choice in choices:
+        for k, choice in enumerate(choices):
             if choice.label == "linear":
-                linear = ridge(fit, prior=identity)
+                pull = identity if start is None else start[k].values["weight"][:, :, 0, 0].T
+                linear = best_ridge(fit, held_out, np.arange(len(identity)), pull)
                 weight = linear.weight.T.astype(np.float32)[:, :, None, None]
                 values: dict[str, NDArray[Any]] = {
                     "weight": weight,

@@ -33,7 +33,7 @@ class ResizeIbn(WidthPass):
     name: ClassVar[str] = "resize-ibn"
     summary: ClassVar[str] = "Narrow the hidden layer of inverted bottlenecks, weights re-fitted."
     order: ClassVar[int] = 21
-    steps: int = 200
+    steps: int = 400
     largest: int = 60_000
     windows: int = 24_000
 
@@ -48,12 +48,17 @@ class ResizeIbn(WidthPass):
         return plain
 
     def recover(
-        self, graph: Any, site: Site, choices: Sequence[Choice], data: Sequence[Samples]
+        self,
+        graph: Any,
+        site: Site,
+        choices: Sequence[Choice],
+        data: Sequence[Samples],
+        start: Sequence[Fitted] | None = None,
     ) -> Sequence[Fitted]:
         block = self._block(graph, site)
         if block is None:
-            return super().recover(graph, site, choices, data)
-        fits = super().recover(graph, site, choices, data[:-1])
+            return super().recover(graph, site, choices, data, start)
+        fits = start or super().recover(graph, site, choices, data[:-1])
         return [
             Fitted(*train_block(block, dict(fit.values), data[-1], steps=self.steps))
             for fit in fits
