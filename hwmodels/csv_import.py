@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from onnxnas.hwmodels.accuracy import accuracy
 from onnxnas.hwmodels.catboost_model import CatBoostCostModel
 from onnxnas.hwmodels.dataset import Dataset
 from onnxnas.hwmodels.kernel_table import NUMBERS, KernelTable
+from onnxnas.hwmodels.processor import processor
 from onnxnas.hwmodels.timing_plan import KERNEL, NETWORK, OVERHEAD, Timed
 from onnxnas.kernels import Kernel, split_kernels
 from onnxnas.loading import load_model, save_model
@@ -51,7 +53,7 @@ channel_multiples = [{steps}]      # channel counts whose multiples run fast
 notes = "Measured with ..."        # runtime, its version, precision
 """
 _NEEDED = ("name", "title", "clock_hz", "macs_per_cycle", "channel_multiples")
-_LEAST = 0.02
+LEAST = 0.02
 """Kernels cost at least this share of a call's overhead: differences below it are noise."""
 
 
@@ -196,7 +198,7 @@ def read_times(table: Path) -> Times:
             kernels.append((alone(found[0]), seconds))
         else:
             raise UsageError(f"{where}: {row['file']} has {len(found)} kernels, not one.")
-    least = _LEAST * overhead
+    least = LEAST * overhead
     return Times(
         tuple((k, max(s - overhead, least)) for k, s in kernels),
         tuple((n, k, max(s - overhead, least)) for n, k, s in networks),
@@ -254,6 +256,8 @@ def write(trained: training.Trained, card: Mapping[str, Any], path: Path) -> Non
 def load(path: Path) -> CatBoostCostModel:
     """The cost model of an artefact: a card in JSON with its trees beside it.
 
+    Warns where the figures are of a processor, and this is another.
+
     Raises:
         UsageError: it is not there, or is not such a card.
     """
@@ -263,6 +267,13 @@ def load(path: Path) -> CatBoostCostModel:
         raise UsageError(f"Cannot read the target {path}: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not the card of a target: {error!r}.") from error
+    there = model.target.config.get("processor")
+    if there not in (None, here := processor()):
+        warnings.warn(
+            f"The figures of {model.target.name} were measured on {there}, this is {here}: run "
+            "'onnxnas target cpu' for figures of this processor.",
+            stacklevel=2,
+        )
     if "isolated" in model.entry:
         return IsolatedCostModel(model.target, model._trees, model.entry)
     return model
@@ -277,6 +288,11 @@ def _dataset(times: Times, clock: float, factor: float) -> Dataset:
     table = KernelTable.of([[kernel] for kernel, _ in times.kernels])
     cycles = np.array([seconds for _, seconds in times.kernels]) * clock * factor
     return Dataset(tuple(names), table, cycles, times.sha256)
+
+
+def digest(seconds: NDArray[np.float64]) -> str:
+    """SHA-256 of times."""
+    return hashlib.sha256(np.ascontiguousarray(seconds).tobytes()).hexdigest()
 
 
 def _total(model: IsolatedCostModel, kernels: Sequence[Kernel]) -> float:
