@@ -2,6 +2,7 @@
 
     pip install onnxsim onnxslim onnxscript
     python benchmarks/other_tools.py MODELS... [--target NAME ...] [--input-shape NAME:1,3,H,W]
+        [--budget SECONDS]
 
 Every figure is a whole-network estimate of the target's cost source, in thousand cycles; the
 baseline is the cleaned original. "cannot be compiled" says why a tool's file has no figure.
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--target", action="append", choices=TARGETS)
     parser.add_argument("--input-shape", action="append", default=[])
+    parser.add_argument("--budget", type=float, help="seconds for each of our searches")
     args = parser.parse_args()
     targets = args.target or list(TARGETS)
     print("| network | target | cleaned original | " + " | ".join(RIVALS) + " | onnxnas |")
@@ -80,7 +82,7 @@ def main() -> None:
         shapes = _shapes(args.input_shape, load_model(path))
         files = {name: _quietly(tool, path) for name, tool in RIVALS.items()}
         for target in targets:
-            ours = optimize(path, target, input_shapes=shapes)
+            ours = optimize(path, target, input_shapes=shapes, budget_s=args.budget)
             base = ours.original.cost.cycles
             cells = [_cell(model, target, shapes, base) for model in files.values()]
             cells.append(_figure(ours.optimized.cost.cycles, base))
