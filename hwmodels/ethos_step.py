@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from onnxnas.ops import UNARY_ELEMENTWISE
 
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Sum"})
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_WEIGHTED = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "GlobalAveragePool", "ReduceMean"}
+)
 _LONGEST_CHAIN = 4
 _MOST_INPUTS = 3
 """Of a chain: its steps, and the tensors it reads from memory."""
@@ -51,7 +53,7 @@ class Step:
 
     @property
     def weighted(self) -> bool:
-        return self.op in _CONVOLUTIONS
+        return self.op in _WEIGHTED
 
 
 def depth_first(

@@ -33,6 +33,9 @@ _SIZES: Mapping[tuple[str, str], tuple[float, float, float, float]] = {
 """Family and kind of kernel -> bytes per byte of Golomb-Rice code; the same for the padding of
 input channels and window, and for that of output channels, relative to the code; bytes each."""
 
+_POOLING: Mapping[str, float] = {"ethos-u55": 0.127, "ethos-u65": 0.130, "ethos-u85": 0.190}
+"""A global average is a depthwise convolution with equal weights: bytes for each of them."""
+
 _FEW_PIXELS = 64
 """Outputs up to this are made in one go, so their weights are read once."""
 
@@ -55,13 +58,17 @@ class WeightTraffic:
 def encoded_bytes(kernel: Kernel, family: str) -> float:
     """Estimated size of a kernel's encoded weights, biases and scales left out.
 
+    Counts the weights that averaging over a whole map is done with.
+
     Args:
         kernel: any kernel.
         family: ``ethos-u55``, ``ethos-u65`` or ``ethos-u85``.
     """
+    window = kernel.window[0] * kernel.window[1]
+    if kernel.op == "GlobalAveragePool":
+        return _POOLING[family] * _up(kernel.in_channels, 8) * window
     if not kernel.weights:
         return 0.0
-    window = kernel.window[0] * kernel.window[1]
     inner = kernel.in_channels / kernel.groups
     block = 64 if family == "ethos-u85" else 32
     if kernel.op == "DepthwiseConv":
