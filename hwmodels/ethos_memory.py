@@ -171,9 +171,16 @@ def _step_cycles(
         elif cycles is not None and not math.isnan(cycles[step.kernel]):
             found.append(float(cycles[step.kernel]))
         else:
-            found.append(max(1.3 * kernel.macs / system.macs_per_cycle, moved))
+            found.append(max(_work(kernel) / system.macs_per_cycle, moved))
         seen.add(step.kernel)
     return found
+
+
+def _work(kernel: Kernel) -> float:
+    """Multiply-accumulates, as many more as the array leaves idle."""
+    if kernel.op == "GlobalAveragePool":
+        return 8.0 * kernel.in_bytes
+    return (8.0 if kernel.op == "DepthwiseConv" else 1.3) * kernel.macs
 
 
 def _live(maps: Sequence[Buffer], times: Sequence[int]) -> list[int]:
