@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxnas.graph import values_of
+from onnxnas.graph import is_static, values_of
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
@@ -171,7 +171,7 @@ def macs(node: Any) -> int:
     Also 0 behind an operator of unknown shape: such a node has no cost either, with that reason.
     """
     known = [t.shape for t in (*node.inputs[:2], *node.outputs[:1])]
-    if node.op not in _MAC_OPS or any(shape is None for shape in known):
+    if node.op not in _MAC_OPS or not all(s is not None and all(map(is_static, s)) for s in known):
         return 0
     x, w, y = known
     if node.op == "Conv":
