@@ -95,12 +95,13 @@ def _cell(model: onnx.ModelProto | str, target: str, shapes: Any, base: float) -
         return model
     try:
         cost = predict(model, target, input_shapes=shapes, clean=False)[1].cost
-    except OnnxnasError as error:
-        return f"cannot be compiled: {error}"
-    if cost.unavailable:
-        ops = sorted({k.op for k in cost.unavailable})
-        return f"cannot be compiled: {', '.join(ops)}"
-    return _figure(cost.cycles, base)
+    except OnnxnasError:
+        cost = None
+    if cost is not None and not cost.unavailable:
+        return _figure(cost.cycles, base)
+    foreign = {n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx")}
+    missing = {k.op for k in cost.unavailable} if cost else {"any operator"}
+    return f"cannot be compiled: {', '.join(sorted(foreign or missing))}"
 
 
 def _quietly(tool: Callable[[Path], onnx.ModelProto], path: Path) -> onnx.ModelProto | str:
