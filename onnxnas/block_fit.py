@@ -44,6 +44,11 @@ class IbnBlock:
         d = self.depthwise
         return Window(self.expand.x.name, d.kernel, d.strides, d.dilations, d.pads)
 
+    def fits(self, samples: Samples) -> bool:
+        """Whether the block's input still has all its channels."""
+        cells = self.depthwise.kernel[0] * self.depthwise.kernel[1]
+        return samples.fit.x.shape[1] == cells * self.expand.in_channels
+
     def sampling(self, reader: Reader, most: int) -> Sampling:
         """Windows of the block's input, and what it is to answer."""
         plain = reader.samplings[0]

@@ -24,6 +24,7 @@ from onnxnas.errors import UsageError
 from onnxnas.excerpt import excerpt
 from onnxnas.materialize import Weights, apply_candidate
 from onnxnas.pass_contract import Fitted, NotRecoverable, Pass
+from onnxnas.rewriter import SiteGone
 from onnxnas.runtime import Session
 from onnxnas.samples import (
     Samples,
@@ -232,13 +233,26 @@ class Recovery:
             else:
                 if targets is None:
                     targets = self._targets([s for s, _ in recovered[done:]])
-                data = self._behind(site, before, {m: f.values for m, f in found.items()}, targets)
+                data = self._behind(site, before, values_only(found), targets)
                 start = [alone[site.id, choice.label]]
                 self._fit(site, [choice], data, context, found, refused, start)
             if (site.id, choice.label) in found:
-                before = after
+                gone = self._gone(after, found)
+                if gone:
+                    del found[site.id, choice.label]
+                    refused[site.id, choice.label] = gone
+                else:
+                    before = after
         self.progress("fitting the choices in order", len(recovered), len(recovered))
         return found, refused
+
+    def _gone(self, candidate: Candidate, found: Mapping[Move, Fitted]) -> str:
+        """Why the choices so far do not go together; empty if they do."""
+        try:
+            apply_candidate(self.graph, self.space, candidate, self.passes, values_only(found))
+        except SiteGone as gone:
+            return str(gone)
+        return ""
 
     def _targets(self, sites: Sequence[Site]) -> Targets:
         samplings = [s for site in sites for s in self._samplings(site)]

@@ -88,6 +88,10 @@ def inside_block(group: Group) -> bool:
 def _site(name: str, group: Group, found: Sequence[Reader], choices: tuple[Choice, ...]) -> Site:
     params = {"channels": group.size, "read_by": tuple(r.output for r in found)}
     claims = group.claims | {f"node:{r.output}" for r in found}
+    if not inside_block(group):
+        # Of two sites that meet in a layer, the one that reads is fitted first and the one that
+        # writes takes rows of what was fitted; past a junction there is no such order.
+        claims |= {f"node:{use.node.outputs[0].name}" for use in group.producers}
     return Site(name, group.name, choices, claims, params)
 
 

@@ -58,6 +58,8 @@ class ResizeIbn(WidthPass):
         block = self._block(graph, site)
         if block is None:
             return super().recover(graph, site, choices, data, start)
+        if not block.fits(data[-1]):  # another choice narrowed its input, and fits its expand
+            return super().recover(graph, site, choices, data[:-1])
         fits = start or super().recover(graph, site, choices, data[:-1])
         return [
             Fitted(*train_block(block, dict(fit.values), data[-1], steps=self.steps))

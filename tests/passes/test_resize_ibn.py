@@ -109,6 +109,23 @@ def test_in_order_repairs_what_earlier_blocks_changed(tmp_path: Path) -> None:
     assert errors[1] < errors[0]
 
 
+def test_blocks_in_a_chain_share_a_layer(tmp_path: Path) -> None:
+    """The reader of one hidden layer is the first layer of the next block."""
+    b = models.ModelBuilder([1, 6, 8, 8])
+    y = b.op("Relu", b.conv(b.x, 6, 32))
+    for _ in range(3):
+        y = b.op("Relu", b.conv(b.op("Relu", b.depthwise(y, 32)), 32, 32))
+    model = b.build(b.conv(y, 32, 6))
+    found = recovery(tmp_path, model, ResizeIbn(steps=20))
+    candidate = Candidate.of({site.id: "to-24" for site in found.space})
+    assert len(candidate.decisions) == 3
+    fits, refused = found.in_order(candidate)
+    assert not refused
+    fitted = result(found, model, values_only(fits), candidate)
+    cut = result(found, model, None, candidate)
+    assert error(model, fitted, fresh()) < 0.5 * error(model, cut, fresh())
+
+
 def test_a_fit_is_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     move = ("resize-ibn@wide", "to-24")
     first, _ = recovery(tmp_path, ibn(), ResizeIbn(steps=0)).alone([move])
