@@ -47,7 +47,7 @@ class IbnBlock:
     def fits(self, samples: Samples) -> bool:
         """Whether the block's input still has all its channels."""
         cells = self.depthwise.kernel[0] * self.depthwise.kernel[1]
-        return samples.fit.x.shape[1] == cells * self.expand.in_channels
+        return bool(samples.fit.x.shape[1] == cells * self.expand.in_channels)
 
     def sampling(self, reader: Reader, most: int) -> Sampling:
         """Windows of the block's input, and what it is to answer."""
