@@ -32,6 +32,8 @@ class Step:
         part: it writes a part of what it writes.
         chained: elementwise steps run inside it.
         enlarges: output rows per input row.
+        apart: it cannot run inside the step before.
+        shape: of what it computes, which may be a part of what it writes to.
     """
 
     op: str
@@ -45,6 +47,8 @@ class Step:
     part: bool = False
     chained: bool = False
     enlarges: int = 1
+    apart: bool = False
+    shape: tuple[int, ...] = ()
 
     @property
     def elementwise(self) -> bool:
@@ -82,7 +86,10 @@ def depth_first(
 
 
 def fused(
-    steps: Sequence[Step], busy: Sequence[bool], chaining: bool, outputs: Collection[str]
+    steps: Sequence[Step],
+    busy: Sequence[bool],
+    chaining: bool,
+    outputs: Collection[str],
 ) -> list[Step]:
     """Activations join the step before; on chaining NPUs so do other elementwise steps.
 
@@ -106,7 +113,8 @@ def fused(
             before is not step
             and link in step.reads
             and link not in outputs
-            and not (step.on_cpu or before.on_cpu or before.part or step.part)
+            and not (step.on_cpu or before.on_cpu or before.part or step.part or step.apart)
+            and before.shape == step.shape  # what is broadcast must be stored
             and readers[link] == 1
             and writers[link] == 1
             and before.op not in ("Copy", "Transpose")

@@ -69,7 +69,10 @@ class Steps:
         order = depth_first(self._made, self._writers(), outputs)
         busy = [kernels[s.kernel].activation not in ("none", "Silu") for s in self._made]
         self.steps = fused(
-            [self._made[i] for i in order], [busy[i] for i in order], chaining, self.outputs
+            [self._made[i] for i in order],
+            [busy[i] for i in order],
+            chaining,
+            self.outputs,
         )
 
     def root(self, name: str) -> str:
@@ -119,7 +122,7 @@ class Steps:
         elif first.op in ("Split", "Slice") and reads:
             for name in writes:
                 self._part_of(reads[0], name, first)
-        elif first.op in ("Resize", "Upsample") and not self._chaining:
+        elif first.op in ("Resize", "Upsample"):
             self._resize(i, kernel, reads[0], writes[0], first)
         elif first.op in _POOLS and self._odd_padding(kernel):
             self._pad(i, kernel, reads[0], writes)
@@ -163,7 +166,7 @@ class Steps:
             self.flow.bytes[plain] = self.flow.bytes[writes[0]]
             self._rowwise |= {plain, writes[0]}
             self._made[-1].writes = (plain,)
-            self._add(Step("Abs", i, (plain,), writes))
+            self._add(Step("Abs", i, (plain,), writes, apart=True))
 
     def _prelu(self, i: int, node: Any, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
         """max(x, slope * x) where no slope is over 1, else relu(x) + slope * min(x, 0)."""
@@ -182,6 +185,7 @@ class Steps:
         self._add(Step("Max" if simple else "PRelu", i, (scaled, *reads), writes))
 
     def _add(self, step: Step) -> None:
+        step.shape = self.flow.shapes[step.writes[0]]
         self._made.append(step)
 
     def _view(self, source: str, view: str) -> None:
@@ -265,7 +269,7 @@ class Steps:
         return max(kernel.strides) > _SAME_STRIDE
 
     def _resize(self, i: int, kernel: Kernel, source: str, target: str, node: Any) -> None:
-        """Ethos-U55 and U65 enlarge by two at a time."""
+        """Ethos-U85 enlarges at once, U55 and U65 by two at a time, by powers of two only."""
         n, c, h, w = self.flow.shapes[source]
         where = str(node.attrs.get("coordinate_transformation_mode", "half_pixel"))
         linear = node.attrs.get("mode", b"nearest") not in ("nearest", b"nearest")
@@ -276,12 +280,13 @@ class Steps:
             for before, after in ((h, height), (w, width))
         ]
         factor = int(factors[0])
-        if (h, w) == (1, 1):
+        odd = any(f != int(f) or int(f) & (int(f) - 1) for f in factors)
+        if (h, w) == (1, 1) or (self._chaining and not odd):
             self._late.add(len(self._made))
             self._simple(i, kernel, (source,), (target,))
         elif (
-            factors != [factor, factor]
-            or factor & (factor - 1)
+            odd
+            or factors[0] != factors[1]
             or (linear and where.endswith("half_pixel") and factor != 2)
         ):
             self._rowwise |= {source, target}
