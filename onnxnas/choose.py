@@ -95,12 +95,18 @@ def choose(
     lacking = _lacking(calibration, max_drop)
     rows: tuple[LedgerRow, ...] = tuple(_unfitted(prepared.space, lacking))
     costed: tuple[Trial, ...] = ()
+    interrupted = False
     if fitted and not lacking and calibration is not None and max_drop is not None:
         search = recovery_search(prepared, calibration, library, seed, report)
         limit = _Limit.of(prepared, search, task, max_drop, seed)
-        search.judge_alone()
         deadline = None if budget_s is None else start + budget_s
-        best = search.climb(limit.value, limit.damage, deadline)
+        search.deadline = search.recovery.deadline = deadline
+        try:
+            search.judge_alone()
+            search.climb(limit.value, limit.damage)
+        except KeyboardInterrupt:
+            interrupted, budget_s = True, 0.0
+        best = search.best(limit.value, limit.damage)
         if best is not None:
             made, weights = best.candidate, values_only(best.weights)
         rows = tuple(_recovered_rows(search, best))
@@ -122,7 +128,7 @@ def choose(
             "evaluations": len(trials),
             "space_size": float(prepared.space.size()),
             "seconds": round(time.monotonic() - start, 3),
-            "stopped": exact.stopped,
+            "stopped": "interrupted" if interrupted else exact.stopped,
             **recovery_report,
         },
     )
@@ -332,9 +338,11 @@ def _recovered_rows(search: RecoverySearch, best: Finalist | None) -> Iterator[L
             harm = "" if single is None else f"divergence {single.divergence.value:.4f} alone"
             if chosen.get(site.id) == choice.label:
                 yield _row(site, choice.label, "applied", f"{choice.note}; {harm}", delta)
-            elif trial is None or trial.cost is None:
-                reason = "not costed" if trial is None else trial.reason
-                yield _row(site, choice.label, "impossible", reason, delta)
+            elif trial is None:
+                reason = search.rejected.get(move, "not costed before the search was stopped")
+                yield _row(site, choice.label, "not chosen", reason, delta)
+            elif trial.cost is None:
+                yield _row(site, choice.label, "impossible", trial.reason, delta)
             elif move in search.rejected:
                 saves = delta is not None and -delta > 0
                 status: Status = "rejected" if saves and single is None else "not chosen"

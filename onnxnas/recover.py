@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ MIN_ROWS = 50
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.2, 100
 """Rows that are never fitted on; 100 are enough to rank choices by divergence."""
+
+OUT_OF_TIME = "not fitted before the time was up"
 
 _CHUNK_BYTES = 1 << 29
 """Sums and samples held at a time while all sites are fitted alone."""
@@ -168,6 +171,7 @@ class Recovery:
         rows: to fit on and to judge by.
         library: keeps what is found.
         seed: of the sampled positions.
+        deadline: by `time.monotonic`; no choice is fitted alone after it.
     """
 
     graph: Any
@@ -178,6 +182,7 @@ class Recovery:
     library: BlockLibrary
     seed: int = 0
     progress: Progress = field(default=lambda *_: None)
+    deadline: float | None = None
 
     def alone(self, moves: Sequence[Move]) -> tuple[dict[Move, Fitted], dict[Move, str]]:
         """Fit choices, each as the only change to the original.
@@ -198,6 +203,10 @@ class Recovery:
         sites = [self.space.site(site_id) for site_id in missing]
         done = 0
         for chunk in self._chunks(sites):
+            if self._late():
+                late = [(s.id, c.label) for s, _ in chunk for c in missing[s.id]]
+                refused.update(dict.fromkeys(late, OUT_OF_TIME))
+                continue
             self.progress("sampling the original", done, len(sites))
             samplings = [s for _, asked in chunk for s in asked]
             tensors = {t for s in samplings for t in (*s.student_tensors, s.target)}
@@ -206,6 +215,10 @@ class Recovery:
             for site, asked in chunk:
                 self.progress("fitting each choice alone", done, len(sites))
                 data = [next(samples) for _ in asked]
+                if self._late():
+                    late = [(site.id, c.label) for c in missing[site.id]]
+                    refused.update(dict.fromkeys(late, OUT_OF_TIME))
+                    continue
                 self._fit(site, missing[site.id], data, "", found, refused)
                 done += 1
         self.progress("fitting each choice alone", len(sites), len(sites))
@@ -218,7 +231,7 @@ class Recovery:
         place = {t.name: i for i, node in enumerate(self.graph.nodes) for t in node.outputs}
         recovered.sort(key=lambda decision: place[decision[0].tensor])
         moves = [(site.id, choice.label) for site, choice in recovered]
-        alone, refused = self.alone(moves)
+        alone, refused = replace(self, deadline=None).alone(moves)
         recovered = [(s, c) for s, c in recovered if (s.id, c.label) in alone]
         found: dict[Move, Fitted] = {}
         targets: Targets | None = None
@@ -245,6 +258,9 @@ class Recovery:
                     before = after
         self.progress("fitting the choices in order", len(recovered), len(recovered))
         return found, refused
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     def _gone(self, candidate: Candidate, found: Mapping[Move, Fitted]) -> str:
         """Why the choices so far do not go together; empty if they do."""

@@ -77,6 +77,7 @@ class RecoverySearch:
         rejected: why the others are out.
         finalists: combinations that were really judged.
         alone: what each choice costs alone.
+        deadline: by `time.monotonic`; nothing is started after it.
     """
 
     evaluator: Evaluator
@@ -87,6 +88,7 @@ class RecoverySearch:
     rejected: dict[Move, str] = field(default_factory=dict)
     finalists: list[Finalist] = field(default_factory=list)
     alone: dict[Move, Trial] = field(default_factory=dict)
+    deadline: float | None = None
 
     @property
     def space(self) -> SearchSpace:
@@ -106,6 +108,9 @@ class RecoverySearch:
         done = 0
         for site in self.space:
             moves = [(site.id, c.label) for c in site.choices if (site.id, c.label) in found]
+            if self._late():
+                self.rejected.update(dict.fromkeys(moves, "not judged before the time was up"))
+                continue
             self.progress("judging each choice alone", done, len(found))
             students = [
                 apply_candidate(
@@ -135,6 +140,9 @@ class RecoverySearch:
         for start in range(0, len(moves), _CHUNK):
             self.progress("costing each choice alone", start, len(moves))
             some = moves[start : start + _CHUNK]
+            if self._late():
+                self.rejected.update(dict.fromkeys(some, "not costed before the time was up"))
+                continue
             trials = self.evaluator.evaluate([Candidate.of(dict([move])) for move in some])
             for move, trial in zip(some, trials, strict=True):
                 self.alone[move] = trial
@@ -149,10 +157,8 @@ class RecoverySearch:
                     savings[move] = saving
         return savings
 
-    def climb(
-        self, limit: float, damage: Callable[[Finalist], float], deadline: float | None = None
-    ) -> Finalist | None:
-        """The fastest finalist whose damage stays within a limit; None if there is none.
+    def climb(self, limit: float, damage: Callable[[Finalist], float]) -> None:
+        """Look for the fastest candidate whose damage stays within a limit; see `best`.
 
         Goals rise in steps of 5 % until two in a row do too much damage, then one between the
         last good and the first bad one is tried. All that were looked at are in `finalists`.
@@ -160,11 +166,10 @@ class RecoverySearch:
         Args:
             limit: of the damage.
             damage: of a finalist, e.g. its loss in agreement.
-            deadline: by `time.monotonic`; no finalist is started after it.
         """
         tried: dict[float, bool] = {}
         step, failures = 1, 0
-        while failures < 2 and (deadline is None or time.monotonic() < deadline):
+        while failures < 2 and not self._late():
             outcome = self._try(step * _STEP, limit, damage)
             if outcome is None:
                 break
@@ -173,10 +178,16 @@ class RecoverySearch:
             step += 1
         good = max((g for g, ok in tried.items() if ok), default=0.0)
         bad = min((g for g, ok in tried.items() if not ok and g > good), default=None)
-        if bad is not None and (deadline is None or time.monotonic() < deadline):
+        if bad is not None and not self._late():
             self._try((good + bad) / 2, limit, damage)
+
+    def best(self, limit: float, damage: Callable[[Finalist], float]) -> Finalist | None:
+        """The fastest finalist so far whose damage stays within a limit; None if none does."""
         fit = [f for f in self.finalists if damage(f) <= limit and f.candidate.decisions]
         return min(fit, key=lambda f: f.trial.cycles, default=None)
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     def _try(self, goal: float, limit: float, damage: Callable[[Finalist], float]) -> bool | None:
         """Whether the finalist of a goal is within the limit; None where no choices reach it."""

@@ -18,6 +18,7 @@ from onnxnas import gradient_fit, pipeline
 from onnxnas.calibration import Calibration, load_calibration
 from onnxnas.errors import UsageError
 from onnxnas.graph import contract
+from onnxnas.recovery_search import RecoverySearch
 from onnxnas.report import markdown, schema
 from onnxnas.result import Result
 
@@ -142,3 +143,30 @@ def test_a_recipe_replays_to_the_same_bytes(optimize: Optimize, tmp_path: Path) 
     assert again.model.SerializeToString() == result.model.SerializeToString()
     with pytest.raises(UsageError, match="give --calibration"):
         pipeline.apply(model, result.recipe)
+
+
+def test_out_of_time_keeps_what_there_is(optimize: Optimize) -> None:
+    result = optimize(network(), max_drop=0.3, budget_s=0.0)
+    assert result.search["stopped"] == "budget"
+    assert not result.search["recovery"]["finalists"]
+    unfitted = [r for r in result.ledger if r.exactness == "recovered"]
+    assert {r.reason for r in unfitted} == {"not costed before the time was up"}
+
+
+def test_an_interrupted_search_hands_out_the_best_so_far(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finalist = RecoverySearch.finalist
+    calls = []
+
+    def interrupted(self: RecoverySearch, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return finalist(self, *args)
+
+    monkeypatch.setattr(RecoverySearch, "finalist", interrupted)
+    result = optimize(network(), max_drop=0.3)
+    assert result.interrupted
+    assert result.exactness == "recovered"
+    assert len(result.search["recovery"]["finalists"]) == 1
