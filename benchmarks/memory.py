@@ -36,7 +36,7 @@ TARGETS = (
 )  # fmt: skip
 
 
-def networks(sampled: int) -> Iterator[tuple[str, str, Any]]:
+def networks(sampled: int, first: int) -> Iterator[tuple[str, str, Any]]:
     """Group, name and static view of every network."""
     for path in sorted(EVALSET.glob("*.onnx")):
         prepared = prepare(path, TARGETS[0], passes=[], input_shapes=SHAPES.get(path.stem))
@@ -44,14 +44,15 @@ def networks(sampled: int) -> Iterator[tuple[str, str, Any]]:
     families = list(dict.fromkeys((*TRAINING_FAMILIES, *HELD_OUT_FAMILIES)))
     for n in range(sampled):
         family = families[n % len(families)]
-        view = static_view(sample_network(family, 500_000 + n), {})
-        yield "sampled", f"{family}-{500_000 + n}", view
+        view = static_view(sample_network(family, first + n), {})
+        yield "sampled", f"{family}-{first + n}", view
 
 
 def main() -> None:
     """Print one line per target, group and memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--networks", type=int, default=30, help="sampled networks")
+    parser.add_argument("--first", type=int, default=600_000, help="number of the first one")
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--worst", action="store_true", help="also print errors over 10 %%")
     args = parser.parse_args()
@@ -59,7 +60,7 @@ def main() -> None:
     seconds: list[float] = []
     targets = args.targets.split(",")
     compilers = {name: VelaCostModel(card(name), default_cache_dir()) for name in targets}
-    for group, name, view in networks(args.networks):
+    for group, name, view in networks(args.networks, args.first):
         kernels = split_kernels(view)
         for target in targets:
             truth = compilers[target].cost(view)

@@ -34,6 +34,8 @@ from onnxnas.loading import load_model, save_model
 
 CLOCK_HZ = 1e9
 """Cycles of these targets are nanoseconds."""
+LARGEST = 400_000_000
+"""Multiply-accumulates of a kernel that is timed: some ten milliseconds."""
 _ROUNDS = 10
 _BURST_SECONDS = 0.01
 _SPREAD = 0.03

@@ -93,7 +93,8 @@ def cpu(
 
     from onnxnas.hwmodels import csv_import, ort_cpu, timing_plan, training
 
-    timed = timing_plan.plan((8, 16), _graphs(like, input_shape), kernels, networks, seed)
+    models = _graphs(like, input_shape)
+    timed = timing_plan.plan((8, 16), models, kernels, networks, seed, ort_cpu.LARGEST)
     measured = ort_cpu.measure(
         timed,
         int8,
