@@ -6,6 +6,7 @@ everything else are kept, and where several compete, the set that is accessed mo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from onnxnas.hwmodels.ethos_cascades import Cascade
@@ -70,9 +71,11 @@ def staged(
             _add(least, buffer, 1)
         else:
             competing.append(buffer)
-    readers = steps.readers()
+    readers: Counter[str] = Counter()
+    for step in steps.steps:  # a PRelu reads its input twice
+        readers.update({name: 2 if step.op == "PRelu" else 1 for name in step.reads})
     scores = {
-        b.name: 1e12 if b.name in into_cascade else float(b.size) * (1 + readers.get(b.name, 0))
+        b.name: 1e12 if b.name in into_cascade else float(b.size) * (1 + readers[b.name])
         for b in competing
     }
     for group in _groups(competing):

@@ -149,9 +149,10 @@ class Steps:
         self._add(Step(op, i, reads, writes, rows, kernel.strides[0], float(self._weight_bytes[i])))
 
         if kernel.op == "GroupedConv":  # runs as slices of channels
-            for names, channels in ((reads, kernel.in_channels), (writes, kernel.out_channels)):
-                if channels // kernel.groups % BRICK:
-                    self._rowwise.update(names)
+            self._rowwise.update(reads)
+            self._pieced.update(writes)
+            if kernel.out_channels // kernel.groups % BRICK:
+                self._rowwise.update(writes)
         thin = (
             self.flow.channels(writes[0]) < _THIN and math.prod(self.flow.shapes[writes[0]]) > BRICK
         )
