@@ -237,13 +237,17 @@ def suppress(boxes: Array, scores: Array) -> Array:
 
 def box_iou(a: Array, b: Array) -> Array:
     """Intersection over union of every box of `a` (n, 4) with every box of `b` (m, 4): (n, m)."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = np.clip(high - low, 0, None).prod(2)
-    size_a = np.clip(a[:, 2:] - a[:, :2], 0, None).prod(1)
-    size_b = np.clip(b[:, 2:] - b[:, :2], 0, None).prod(1)
-    overlap: Array = both / np.maximum(size_a[:, None] + size_b[None, :] - both, 1e-12)
+    left, top, right, bottom = a.T[:, :, None]
+    width = np.minimum(right, b[:, 2]) - np.maximum(left, b[:, 0])
+    height = np.minimum(bottom, b[:, 3]) - np.maximum(top, b[:, 1])
+    both = np.maximum(width, 0) * np.maximum(height, 0)
+    overlap: Array = both / np.maximum(_areas(a)[:, None] + _areas(b) - both, 1e-12)
     return overlap
+
+
+def _areas(boxes: Array) -> Array:
+    areas: Array = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(1)
+    return areas
 
 
 def _match(found: Array, truth: Array) -> Array:
