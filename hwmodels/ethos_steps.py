@@ -151,6 +151,7 @@ class Steps:
         if kernel.op == "GroupedConv":  # runs as slices of channels
             self._rowwise.update(reads)
             self._pieced.update(writes)
+            self._made[-1].weight_bytes /= kernel.groups
             if kernel.out_channels // kernel.groups % BRICK:
                 self._rowwise.update(writes)
         thin = (

@@ -159,8 +159,7 @@ def _parts(size: float, depth: int, own: float, slack: float, transfer: float) -
     if 1.0 - math.floor(share / least) * least < least / 2 or least >= 1.0:
         return (round(size),)
     first = max(BRICK, int(depth * share) // BRICK * BRICK) / depth
-    block = 3 * BRICK
-    later = min(1.0 - first, _up(depth * own * first / transfer, block) / depth)
+    later = min(1.0 - first, _up(depth * own * first / transfer, BRICK) / depth)
     more = math.ceil((1 - first) / later) > 1
     return round(max(first, later if more else 0.0) * size), round(later * size)
 
