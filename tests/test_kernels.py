@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import ModelBuilder
+from numpy.typing import NDArray
 
 from onnxnas.graph import LazyWeight, from_model, static_view
 from onnxnas.hwmodels.sampling import TRAINING_FAMILIES, sample_network
@@ -26,7 +27,8 @@ def test_a_convolution_takes_its_activation_along() -> None:
     assert (k.window, k.strides, k.pads) == ((3, 3), (2, 2), (1, 1, 0, 0))
     assert k.macs == 16 * 4 * 4 * 27
     assert (k.in_bytes, k.out_bytes, k.weights) == (3 * 64, 16 * 16, 16 * 27)
-    assert k.reads_input and k.writes_output
+    assert k.reads_input
+    assert k.writes_output
     assert k.live_bytes == 3 * 64 + 16 * 16
 
 
@@ -72,7 +74,8 @@ def test_neighbours_and_bytes_alive() -> None:
     assert [k.op for k in kernels] == ["Conv", "DepthwiseConv", "Conv", "Add", "MaxPool"]
     add = kernels[3]
     assert (add.producer, add.oldest_producer, add.consumer) == (2, 2, 4)
-    assert add.operands == 2 and add.reads_input
+    assert add.operands == 2
+    assert add.reads_input
     # The block's input stays alive across all of it.
     assert [k.live_bytes for k in kernels] == [384, 640, 512, 384, 160]
     assert add.shared_bytes == 128
@@ -98,7 +101,7 @@ def test_no_lazy_weight_is_computed() -> None:
     graph = from_model(b.build(b.conv(b.x, 4, 8, out="y")))
     rw = Rewriter(graph, "test", {})
 
-    def never() -> np.ndarray:  # type: ignore[type-arg]
+    def never() -> NDArray[np.float32]:
         raise AssertionError("computed")
 
     lazy = rw.constant("w", (8, 4, 1, 1), never, density=0.5)
