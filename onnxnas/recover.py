@@ -246,7 +246,11 @@ class Recovery:
             else:
                 if targets is None:
                     targets = self._targets([s for s, _ in recovered[done:]])
-                data = self._behind(site, before, values_only(found), targets)
+                try:
+                    data = self._behind(site, before, values_only(found), targets)
+                except SiteGone as reason:
+                    refused[site.id, choice.label] = str(reason)
+                    continue
                 start = [alone[site.id, choice.label]]
                 self._fit(site, [choice], data, context, found, refused, start)
             if (site.id, choice.label) in found:
@@ -280,7 +284,11 @@ class Recovery:
     ) -> list[Samples]:
         samplings = self._samplings(site)
         student = apply_candidate(self.graph, self.space, before, self.passes, weights).graph
-        rows = self.rows.run(student, {t for s in samplings for t in s.student_tensors})
+        needed = {t for s in samplings for t in s.student_tensors}
+        missing = sorted(needed - student.tensors().keys())
+        if missing:
+            raise SiteGone(f"tensor {missing[0]!r} was rewritten away")
+        rows = self.rows.run(student, needed)
         return read_samples(samplings, rows, targets, len(self.rows), self.seed)
 
     def _fit(

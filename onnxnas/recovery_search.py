@@ -21,6 +21,7 @@ from onnxnas.held_out import HeldOut
 from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Fitted
 from onnxnas.recover import Move, Recovery, values_only
+from onnxnas.roundtrip import silenced
 from onnxnas.search import MIN_GAIN, Evaluator, Progress, Trial
 from onnxnas.sites import Candidate, SearchSpace
 
@@ -250,12 +251,13 @@ def cheapest(
         upper.append(1.0)
     # The tiny price on every move keeps those out that neither save nor harm.
     prices = np.array([damage[m] for m in moves]) + 1e-9
-    solution = milp(
-        prices,
-        constraints=LinearConstraint(np.array(rows), lower, upper),
-        integrality=np.ones(len(moves)),
-        bounds=Bounds(0, 1),
-    )
+    with silenced():  # the solver prints lines of its own
+        solution = milp(
+            prices,
+            constraints=LinearConstraint(np.array(rows), lower, upper),
+            integrality=np.ones(len(moves)),
+            bounds=Bounds(0, 1),
+        )
     if solution.x is None:
         return None
     return Candidate.of({m[0]: m[1] for m, x in zip(moves, solution.x, strict=True) if x > 0.5})

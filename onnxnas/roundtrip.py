@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
@@ -20,24 +21,34 @@ from onnxnas.protos import attribute_kind, first_line, walk
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """Keep tools that log to the terminal quiet, those written in C++ too, while they run."""
-    sys.stderr.flush()
     with (
         open(os.devnull, "w") as nowhere,
+        _descriptor_to(nowhere.fileno(), sys.stdout, 1),
+        _descriptor_to(nowhere.fileno(), sys.stderr, 2),
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
         G_LOGGER.suppress(),
     ):
-        try:
-            terminal = os.dup(2)
-        except OSError:  # the process has no standard error
-            yield
-            return
-        try:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
+        yield
+
+
+@contextlib.contextmanager
+def _descriptor_to(nowhere: int, stream: Any, descriptor: int) -> Iterator[None]:
+    """Send what a process writes to one of its own streams elsewhere."""
+    stream.flush()
+    try:
+        terminal = os.dup(descriptor)
+    except OSError:  # the process has no such stream
+        yield
+        return
+    try:
+        os.dup2(nowhere, descriptor)
+        yield
+    finally:
+        if os.name == "posix":  # C keeps what is not for a terminal until its buffer is full
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(terminal, descriptor)
+        os.close(terminal)
 
 
 def import_graph(model: onnx.ModelProto) -> Any:

@@ -73,6 +73,10 @@ class Verification:
         rows = f" and {self.calibration_rows} rows of your data" if self.calibration_rows else ""
         if self.ok and not self.outputs:
             lines.append("verified: every node and weight is the same; nothing of it can be run")
+        elif self.ok and not self.exact:
+            lines.append(
+                f"verified: runs as the original does on {self.random_inputs} inputs{rows}"
+            )
         elif self.ok:
             worst = max((d.error / d.tolerance for d in self.outputs), default=0.0)
             lines.append(

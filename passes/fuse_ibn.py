@@ -74,6 +74,7 @@ class FuseIbn(Pass):
                 )
                 layers = (block.expand, block.depthwise, block.project)
                 claims = group.claims | {f"node:{layer.y.name}" for layer in layers}
+                claims |= {f"channels:{block.project.y.name}"}  # its weights are fitted whole
                 yield Site(self.name, group.name, choices, claims, {"channels": group.size})
 
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
@@ -100,16 +101,15 @@ class FuseIbn(Pass):
             lambda: fitted["bias"] if fitted else values_of(old_bias)[kept],
             expand.weight.dtype,
         )
-        attrs = {
-            "kernel_shape": list(depthwise.kernel),
-            "strides": list(depthwise.strides),
-            "dilations": list(depthwise.dilations),
-            "pads": list(depthwise.pads),
-        }
-        y = rw.add_node("Conv", [expand.x, weight, bias], attrs, hint=f"{depthwise.y.name}/fused")
+        # The depthwise node becomes the fused one, so that all tensors keep their names.
+        for i, tensor in enumerate((expand.x, weight, bias)):
+            rw.set_input(depthwise.node, i, tensor)
+        rw.set_attrs(depthwise.node, group=1, auto_pad=None, pads=list(depthwise.pads))
         for node in block.second:
-            rest = [_per_channel(rw, tensor, kept, block) for tensor in node.inputs[1:]]
-            y = rw.add_node(node.op, [y, *rest], node.attrs, hint=f"{depthwise.y.name}/{node.op}")
+            for i, tensor in enumerate(node.inputs[1:], 1):
+                part = _per_channel(rw, tensor, kept, block)
+                if part is not tensor:
+                    rw.set_input(node, i, part)
         shape_out = (project.out_channels, width, 1, 1)
         if fitted and fitted["project_bias"].shape != (project.out_channels,):
             raise SiteGone(f"{project.y.name!r} has other channels than when it was fitted")
@@ -126,8 +126,8 @@ class FuseIbn(Pass):
             lambda: fitted["project_bias"] if fitted else _or_zeros(old_project_bias, shape_out[0]),
             old_weight.dtype,
         )
-        for i, tensor in enumerate((y, new, new_bias)):
-            rw.set_input(project.node, i, tensor)
+        rw.set_input(project.node, 1, new)
+        rw.set_input(project.node, 2, new_bias)
 
     def samplings(self, graph: Any, site: Site) -> Sequence[Sampling]:
         found = _block(graph, site)

@@ -64,6 +64,7 @@ def test_data_buys_what_exact_rewrites_cannot(optimize: Optimize) -> None:
     assert fitted.exactness == "recovered"
     assert fitted.optimized.cost.cycles < exact.optimized.cost.cycles
     assert fitted.verification.ok
+    assert "runs as the original does" in fitted.verification.lines()[-1]
     found = fitted.search["recovery"]
     assert found["bound"] == {"on": "agreement", "max_drop": 0.3}
     assert found["rows_fitted_on"] == 64
