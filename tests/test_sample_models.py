@@ -52,7 +52,7 @@ def agrees(name: str, measured: Measured) -> bool:
     stated = card(name)["test"][measured.name]
     assert measured.interval is not None
     errors = [(high - low) / 3.92 for low, high in (measured.interval, stated["interval"])]
-    return abs(measured.value - stated["value"]) < 3 * math.hypot(*errors)
+    return abs(measured.value - float(stated["value"])) < 3 * math.hypot(*errors)
 
 
 @pytest.mark.parametrize("name", METRICS)
