@@ -171,6 +171,8 @@ def greedy(
         stopped = "interrupted"
     if search.baseline is None:
         raise KeyboardInterrupt
+    if stopped != "converged":
+        search.settle(combine=stopped == "budget")
     return SearchResult(
         search.baseline,
         search.current,
@@ -195,9 +197,8 @@ class _Greedy:
     def run(self) -> None:
         (self.baseline,) = self.evaluator.evaluate([Candidate()])
         self.current = self.baseline
-        moves = [(s.id, c.label) for s in self.space for c in s.choices]
-        self.dominated = self._dominated(moves)
-        open_moves = [m for m in moves if m not in self.dominated]
+        self.dominated = self._dominated(self._moves())
+        open_moves = [m for m in self._moves() if m not in self.dominated]
         trials = self._cost([Candidate.of(dict([m])) for m in open_moves], "each choice alone")
         self.alone = dict(zip(open_moves, trials, strict=True))
         gains = {m: self.baseline.cycles - t.cycles for m, t in self.alone.items()}
@@ -208,6 +209,25 @@ class _Greedy:
                 (m, self.current.cycles - t.cycles) for m, t in zip(moves, trials, strict=True)
             )
         self._try_without()
+
+    def settle(self, combine: bool) -> None:
+        """End early with the best that is known.
+
+        Args:
+            combine: cost one more network: all choices known to pay that do not interact.
+        """
+        assert self.baseline is not None
+        known = self.evaluator.trials
+        alone = {m: known.get(Candidate.of(dict([m]))) for m in self._moves()}
+        self.alone = {m: trial for m, trial in alone.items() if trial is not None}
+        gains = {m: self.baseline.cycles - trial.cycles for m, trial in self.alone.items()}
+        batch = self._batch(gains, MIN_GAIN * self.baseline.cycles)
+        if combine and batch and not self.current_moves:
+            self.evaluator.evaluate([self._moved(batch)])
+        self.current = min((self.current, *known.values()), key=lambda trial: trial.cycles)
+
+    def _moves(self) -> list[Move]:
+        return [(s.id, c.label) for s in self.space for c in s.choices]
 
     @property
     def current_moves(self) -> set[Move]:

@@ -89,6 +89,18 @@ def test_a_used_up_budget_leaves_the_unchanged_model() -> None:
     }
 
 
+def test_a_budget_that_ends_early_still_combines_what_is_known_to_pay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count()  # a second passes at each look: time for the first eight choices
+    monkeypatch.setattr("onnxnas.search.time.monotonic", lambda: float(next(clock)))
+    found = greedy(evaluator(), budget_s=1.5)
+    singles = [t for t in found.trials if len(t.candidate.decisions) == 1]
+    assert found.stopped == "budget"
+    assert 0 < len(singles) < len(found.ledger)
+    assert found.best.cycles < min(t.cycles for t in singles)
+
+
 class Interrupting(ToyCostModel):
     """Ctrl-C after a number of networks."""
 
