@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from onnxnas.hwmodels.kernel_table import KernelTable
 
-TERMS = ("work", "output", "input", "weights", "fixed")
+TERMS = ("work", "output", "input", "weights", "fixed", "far", "far_rows")
 """Multiply-accumulates as an array does them (`_work`); bytes written and bytes read with
-channels rounded up to 16; bytes of encoded weights; one."""
+channels rounded up to 16; bytes of encoded weights; one; bytes of DRAM, and those of them that
+lie row by row."""
 
 _ENOUGH = 8
 """Rows an operator needs for prices of its own."""
@@ -122,8 +123,10 @@ def terms(table: KernelTable) -> NDArray[np.float64]:
             _work(table),
             table["out_bytes"] * _up(cout, 16) / cout,
             table["in_bytes"] * _up(cin, 16) / cin + table["operand_bytes"],
-            table["weights"] * table["rice_bits"] / 8,
+            table["stored_weights"],
             np.ones(len(table)),
+            table["far_in"] + table["far_out"],
+            table["far_rows"],
         ],
         axis=1,
     )

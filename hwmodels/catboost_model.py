@@ -27,6 +27,7 @@ from onnxnas.hwmodels.coverage import Coverage
 from onnxnas.hwmodels.features import FEATURES, feature_matrix
 from onnxnas.hwmodels.kernel_table import KernelTable
 from onnxnas.hwmodels.peak_memory import with_memory
+from onnxnas.hwmodels.placement import Placement, place
 from onnxnas.kernels import Kernel, split_kernels
 from onnxnas.weight_statistics import WeightStatistics
 
@@ -88,16 +89,29 @@ class CatBoostCostModel(CostModel):
     def cost_many(self, graphs: Sequence[Any]) -> list[Cost]:
         """Costs of several networks from one call of the regression."""
         networks = [split_kernels(graph, self._statistics) for graph in graphs]
+        placements = [
+            place(self.target, graph, kernels)
+            for graph, kernels in zip(graphs, networks, strict=True)
+        ]
         return [
             with_memory(cost, self.target, graph, kernels)
             for cost, graph, kernels in zip(
-                self.cost_kernels(networks), graphs, networks, strict=True
+                self.cost_kernels(networks, placements), graphs, networks, strict=True
             )
         ]
 
-    def cost_kernels(self, networks: Sequence[Sequence[Kernel]]) -> list[Cost]:
-        """Costs of networks that are split already, peak memory left out."""
-        table = KernelTable.of(networks)
+    def cost_kernels(
+        self,
+        networks: Sequence[Sequence[Kernel]],
+        placements: Sequence[Placement] | None = None,
+    ) -> list[Cost]:
+        """Costs of networks that are split already, peak memory left out.
+
+        Args:
+            networks: kernels of each.
+            placements: of each on the target; without, as if memory did not matter.
+        """
+        table = KernelTable.of(networks, placements)
         cycles = self.predict(table)
         widths = self._interval.kernel(table.ops)
         gaps = self._coverage.gaps(table)

@@ -30,6 +30,7 @@ from onnxnas.hwmodels.accuracy import accuracy
 from onnxnas.hwmodels.catboost_model import CatBoostCostModel
 from onnxnas.hwmodels.dataset import Dataset
 from onnxnas.hwmodels.kernel_table import NUMBERS, KernelTable
+from onnxnas.hwmodels.placement import Placement
 from onnxnas.hwmodels.processor import processor
 from onnxnas.hwmodels.timing_plan import KERNEL, NETWORK, OVERHEAD, Timed
 from onnxnas.kernels import Kernel, split_kernels
@@ -79,8 +80,12 @@ class Times:
 class IsolatedCostModel(CatBoostCostModel):
     """A cost model trained on kernels that were timed alone: where one stands does not count."""
 
-    def cost_kernels(self, networks: Sequence[Sequence[Kernel]]) -> list[Cost]:
-        """See `CatBoostCostModel.cost_kernels`."""
+    def cost_kernels(
+        self,
+        networks: Sequence[Sequence[Kernel]],
+        placements: Sequence[Placement] | None = None,
+    ) -> list[Cost]:
+        """See `CatBoostCostModel.cost_kernels`; placements are not looked at."""
         return super().cost_kernels([[alone(k) for k in kernels] for kernels in networks])
 
     def predict(self, table: KernelTable) -> NDArray[np.float64]:
@@ -89,6 +94,8 @@ class IsolatedCostModel(CatBoostCostModel):
         lone = KernelTable(table.ops, table.activations, numbers, np.arange(len(table)))
         for column in _PLACE.keys() & set(NUMBERS):
             lone[column][:] = _PLACE[column]
+        for column in ("previous", "following"):
+            lone[column][:] = -1
         return super().predict(lone)
 
 

@@ -68,6 +68,27 @@ class System:
         )
 
 
+@dataclass(frozen=True)
+class Arrangement:
+    """When a network's steps run and where their tensors lie.
+
+    Attributes:
+        steps: in order of execution.
+        cascades: steps that run stripe by stripe.
+        near: feature maps in SRAM.
+        far: feature maps in DRAM.
+        rolling: buffers inside cascades, in SRAM.
+        weights: SRAM for weights, named after what their steps write.
+    """
+
+    steps: Steps
+    cascades: Sequence[Cascade] = ()
+    near: Sequence[Buffer] = ()
+    far: Sequence[Buffer] = ()
+    rolling: Sequence[Buffer] = ()
+    weights: Sequence[Buffer] = ()
+
+
 def plan(
     graph: Any,
     kernels: Sequence[Kernel],
@@ -82,6 +103,20 @@ def plan(
         system: the target.
         cycles: expected cycles of each kernel; guessed from work and traffic without.
     """
+    found = arrange(graph, kernels, system, cycles)
+    near = {"sram": peak([*found.near, *found.rolling, *found.weights])}
+    if not system.spilling or not found.steps.steps:
+        return near
+    return {**near, "dram": peak(found.far)}
+
+
+def arrange(
+    graph: Any,
+    kernels: Sequence[Kernel],
+    system: System,
+    cycles: Sequence[float] | None = None,
+) -> Arrangement:
+    """Schedule a network and place its tensors; arguments as of `plan`."""
     weights = [encoded_bytes(k, system.family) for k in kernels]
     weights = [
         w + SCALE_BYTES * k.out_channels if w else 0.0
@@ -89,16 +124,15 @@ def plan(
     ]
     steps = Steps(graph, kernels, system.chaining, weights)
     if not steps.steps:
-        return {"sram": peak([])}
+        return Arrangement(steps)
     times = moments(len(steps.steps), ())
     maps = feature_maps(steps, times)
     costs = _step_cycles(steps, kernels, cycles, system)
     traffic = WeightTraffic(system.weight_rate, system.chaining, system.limit)
     if not system.spilling:
         buffers = weight_buffers(steps, kernels, costs, times, traffic, {})
-        found = peak([*maps, *buffers])
-        if found.size <= system.limit:
-            return {"sram": found}
+        if peak([*maps, *buffers]).size <= system.limit:
+            return Arrangement(steps, near=maps, weights=buffers)
     live = _live(maps, times)
     sizes = [round(s.weight_bytes) for s in steps.steps]
     cascades = Cascades(steps, system.limit, system.spilling, live, sizes).find()
@@ -111,9 +145,9 @@ def plan(
         steps, kernels, costs, times, traffic, {i: held[t] for i, t in enumerate(times)}, cascades
     )
     if not system.spilling:
-        return {"sram": peak([*maps, *rolling, *buffers])}
+        return Arrangement(steps, cascades, maps, (), rolling, buffers)
     near, far = staged(steps, maps, [*rolling, *buffers], cascades, times, system.limit)
-    return {"sram": peak([*near, *rolling, *buffers]), "dram": peak(far)}
+    return Arrangement(steps, cascades, near, far, rolling, buffers)
 
 
 def feature_maps(

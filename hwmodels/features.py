@@ -21,18 +21,19 @@ _STEPS = (4, 8, 16, 32)
 _SIZES = (
     "in_channels", "in_height", "in_width", "out_channels", "out_height", "out_width", "macs",
     "in_bytes", "operand_bytes", "out_bytes", "weights", "live_bytes", "live_blocks", "groups",
-    "shared_bytes",
+    "shared_bytes", "rows_in", "rows_out", "far_in", "far_out", "far_rows",
 )  # fmt: skip
 _PLAIN = (
     "window_height", "window_width", "stride_height", "stride_width", "dilation_height",
     "entropy_bits", "rice_bits", "reads_input", "writes_output", "readers", "operands",
-    "offset_step",
+    "offset_step", "steps", "cascade", "rolling_in", "rolling_out",
 )  # fmt: skip
 _LIMITS: Mapping[str, float] = {
     **dict.fromkeys(("in_height", "in_width", "out_height", "out_width"), 6.0),
     **dict.fromkeys(("in_channels", "out_channels", "groups"), 10.0),
     **dict.fromkeys(("in_bytes", "operand_bytes", "out_bytes", "live_bytes", "live_blocks"), 22.0),
     **dict.fromkeys(("shared_bytes", "weights", "weight_bytes"), 20.0),
+    **dict.fromkeys(("rows_in", "rows_out", "far_in", "far_out", "far_rows"), 20.0),
     "macs": 22.0,
     "baseline": 16.0,
 }
@@ -77,6 +78,10 @@ FEATURES: Mapping[str, str] = {
     "scale_height": "log2 of output height over input height",
     "scale_width": "log2 of output width over input width",
     "extra_padding": "begin padding differs from half of all padding: 1, else 0",
+    "weights_near_share": "bytes of SRAM for weights over their stored bytes, at most 2",
+    "far_in_share": "bytes read from DRAM over all bytes read",
+    "far_out_share": "bytes written to DRAM over all bytes written",
+    "rows_in_share": "bytes read that lie row by row over all bytes read",
     "padding": "rows and columns of padding, top + left + bottom + right",
     "channel_ratio": "log2 of output over input channels",
     "age": "kernels since the oldest input was computed",
@@ -142,7 +147,7 @@ def feature_matrix(
         f[f"log_{name}"] = _log(table[name], name)
     for name in _PLAIN:
         f[name] = table[name]
-    weight_bytes = table["weights"] * table["rice_bits"] / 8
+    weight_bytes = table["stored_weights"]
     moved = table["in_bytes"] + table["operand_bytes"] + table["out_bytes"] + weight_bytes
     f["macs_per_byte"] = np.log2((1 + table["macs"]) / (1 + moved))
     f["log_weight_bytes"] = _log(weight_bytes, "weight_bytes")
@@ -161,6 +166,11 @@ def feature_matrix(
     left, right = table["pad_left"], table["pad_right"]
     f["extra_padding"] = ((top != (top + bottom) // 2) | (left != (left + right) // 2)) * 1.0
     f["padding"] = top + bottom + left + right
+    read = np.maximum(table["in_bytes"] + table["operand_bytes"], 1)
+    f["weights_near_share"] = np.minimum(table["weights_near"] / np.maximum(weight_bytes, 1), 2)
+    f["far_in_share"] = np.minimum(table["far_in"] / read, 4)
+    f["far_out_share"] = np.minimum(table["far_out"] / np.maximum(table["out_bytes"], 1), 4)
+    f["rows_in_share"] = np.minimum(table["rows_in"] / read, 4)
     f["channel_ratio"] = np.log2(cout / table["in_channels"])
     f.update(_schedule(table, codes, base, slack))
     f.update(_data_neighbours(table, codes))
@@ -193,9 +203,9 @@ def _schedule(
     peak = np.maximum.reduceat(live, table.starts) if len(table) else live
     f["live_peak"] = _log(peak[network], "live_bytes")
     weights = TERMS.index("weights")
-    for name, shift in (("before", -1), ("after", 1)):
-        other = np.clip(rows + shift, 0, max(0, len(table) - 1))
-        known = (rows + shift == other) & (network[other] == network)
+    for name, column in (("before", "previous"), ("after", "following")):
+        known = table[column] >= 0
+        other = np.maximum(table[column], 0).astype(np.int64)
         f[f"live_{name}"] = np.where(known, _log(live[other], "live_bytes"), 0.0)
         f[f"{name}_op"] = np.where(known, codes[other], -1)
         ratio = np.clip(np.log2(base[other] / base), -_RATIO_LIMIT, _RATIO_LIMIT)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxnas.hwmodels.placement import PLACEMENT, Placement, unplaced
 from onnxnas.kernels import Kernel
 
 NUMBERS = (
@@ -17,12 +18,14 @@ NUMBERS = (
     "dilation_width", "pad_top", "pad_left", "pad_bottom", "pad_right", "groups", "offset_step",
     "macs", "in_bytes", "operand_bytes", "operands", "out_bytes", "weights", "entropy_bits",
     "rice_bits", "shared_bytes", "live_bytes", "live_blocks", "reads_input", "writes_output",
-    "readers", "producer", "oldest_producer", "consumer", "last_consumer",
+    "readers", "producer", "oldest_producer", "consumer", "last_consumer", *PLACEMENT,
 )  # fmt: skip
-"""Numeric columns; see `onnxnas.kernels.Kernel` for what they mean."""
+"""Numeric columns; see `onnxnas.kernels.Kernel` and `placement` for what they mean."""
 
 _COLUMN = {name: i for i, name in enumerate(NUMBERS)}
-INDICES = ("producer", "oldest_producer", "consumer", "last_consumer")
+INDICES = (
+    "producer", "oldest_producer", "consumer", "last_consumer", "previous", "following",
+)  # fmt: skip
 """Columns that hold row numbers, -1 for none."""
 
 _INDICES = [_COLUMN[n] for n in INDICES]
@@ -58,12 +61,24 @@ class KernelTable:
         return np.repeat(np.arange(len(self.starts)), sizes)
 
     @classmethod
-    def of(cls, networks: Sequence[Sequence[Kernel]]) -> KernelTable:
-        """The table of several networks' kernels."""
+    def of(
+        cls,
+        networks: Sequence[Sequence[Kernel]],
+        placements: Sequence[Placement] | None = None,
+    ) -> KernelTable:
+        """The table of several networks' kernels.
+
+        Args:
+            networks: kernels of each.
+            placements: of each; without, all are `unplaced`.
+        """
+        if placements is None:
+            placements = [unplaced(kernels) for kernels in networks]
         kernels = [k for network in networks for k in network]
         starts = np.cumsum([0, *(len(n) for n in networks)])[:-1].astype(np.int64)
         rows = [_row(k) for k in kernels]
-        numbers = np.array(rows, np.float64).reshape(len(rows), len(NUMBERS))
+        own = np.array(rows, np.float64).reshape(len(rows), len(NUMBERS) - len(PLACEMENT))
+        numbers = np.hstack([own, np.vstack([*placements, np.zeros((0, len(PLACEMENT)))])])
         table = cls(
             np.array([k.op for k in kernels], np.str_),
             np.array([k.activation for k in kernels], np.str_),

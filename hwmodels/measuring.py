@@ -16,6 +16,7 @@ from onnxnas.errors import OnnxnasError
 from onnxnas.graph import static_view
 from onnxnas.hwmodels import dataset
 from onnxnas.hwmodels.kernel_table import KernelTable
+from onnxnas.hwmodels.placement import place
 from onnxnas.hwmodels.sampling import sample_network, training_plan
 from onnxnas.kernels import Kernel, split_kernels
 
@@ -68,7 +69,8 @@ def measure(
             if cost is not None:
                 kernels = split_kernels(view)
                 labels = kernel_cycles(kernels, cost)
-                dataset.write(folder, name, KernelTable.of([kernels]), labels)
+                placed = place(backend.target, view, kernels)
+                dataset.write(folder, name, KernelTable.of([kernels], [placed]), labels)
         if progress is not None:
             done = min(first + _BATCH, len(pending))
             left = (time.monotonic() - start) / done * (len(pending) - done)

@@ -135,7 +135,7 @@ def qualify(
             failed.append((subject.name, str(error)))
             continue
         kernels = split_kernels(view)
-        rows.append(_row(subject, kernels, truth, model, regions))
+        rows.append(_row(subject, view, kernels, truth, model, regions))
     errors = {method: _by_family(rows, method) for method in (PREDICTED, FLOPS, ROOFLINE)}
     return Qualification(
         model.target.name,
@@ -150,13 +150,14 @@ def qualify(
 
 def _row(
     subject: Subject,
+    view: Any,
     kernels: Sequence[Kernel],
     truth: Cost,
     model: CatBoostCostModel,
     regions: _Regions,
 ) -> Row:
     labels = kernel_cycles(kernels, truth)
-    cost = model.cost_kernels([kernels])[0]
+    cost = model.cost(view)
     known = ~np.isnan(labels)
     guess = np.array([k.cycles or 0.0 for k in cost.kernels])
     total = float(labels[known].sum())
