@@ -75,6 +75,6 @@ def compare(
         interval = None
         if old.score is not None and new.score is not None:
             _, low, high = difference(old.score, new.score, seed)
-            interval = (-high, -low)
+            interval = (0.0 - high, 0.0 - low)  # never prints -0.0
         qualities.append(Quality(old, new, old.value - new.value, interval))
     return tuple(qualities)
