@@ -7,18 +7,18 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from onnxnas.cost import CostModel
 from onnxnas.errors import UsageError
-from onnxnas.graph import from_model, static_view
-from onnxnas.loading import load_model, parse_input_shapes
-from onnxnas.normalise import normalise
-from onnxnas.plugins import load_target
+
+if TYPE_CHECKING:
+    from onnxnas.cost import CostModel
+
+# Heavy modules are imported inside the verbs, so that --help answers at once.
 
 app = typer.Typer(help="Targets and their cost models.")
 
@@ -47,6 +47,7 @@ def measure(
 ) -> None:
     """Cost sampled networks whole and store the cost of every kernel. Resumes where it stopped."""
     from onnxnas.hwmodels import active, measuring, sampling
+    from onnxnas.plugins import load_target
 
     backend = load_target(name)
     progress = Console(stderr=True)
@@ -79,6 +80,7 @@ def train(
 ) -> None:
     """Train the cost model of a target on measured networks."""
     from onnxnas.hwmodels import dataset, training
+    from onnxnas.plugins import load_target
 
     backend = load_target(name)
     path = card or _own_card(name)
@@ -108,6 +110,7 @@ def qualify(
 ) -> None:
     """Compare the cost model with its backend; ends with 1 where a threshold is missed."""
     from onnxnas.hwmodels import catboost_model, qualification
+    from onnxnas.plugins import load_target
 
     backend = load_target(name)
     model = catboost_model.load(card or _own_card(name))
@@ -142,15 +145,25 @@ def _print(result: Any) -> None:
 def _subject(path: Path, shapes: Iterable[str]) -> Any:
     from onnxnas.hwmodels.qualification import Subject
 
-    model = load_model(path)
-    given = parse_input_shapes(list(shapes), model)
-    return Subject(path.stem, "files", lambda: from_model(normalise(model, given).model), given)
+    graph, given = _cleaned(path, shapes)
+    return Subject(path.stem, "files", lambda: graph, given)
 
 
 def _graph(path: Path, shapes: Iterable[str]) -> Any:
+    from onnxnas.graph import static_view
+
+    return static_view(*_cleaned(path, shapes))
+
+
+def _cleaned(path: Path, shapes: Iterable[str]) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The graph of a cleaned model, and the input shapes it is costed at."""
+    from onnxnas.graph import from_model
+    from onnxnas.loading import load_model, parse_input_shapes
+    from onnxnas.normalise import normalise
+
     model = load_model(path)
     given = parse_input_shapes(list(shapes), model)
-    return static_view(from_model(normalise(model, given).model), given)
+    return from_model(normalise(model, given).model), given
 
 
 def _own_card(name: str) -> Path:
