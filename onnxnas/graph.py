@@ -242,7 +242,7 @@ def static_view(graph: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> Any:
     return view
 
 
-_SHAPE_OPS = frozenset({"Shape", "ConstantOfShape", "Range", "NonZero", "Size"})
+_SHAPE_OPS = frozenset({"Constant", "Shape", "ConstantOfShape", "Range", "NonZero", "Size"})
 
 
 def _infer_or_refuse(view: Any) -> None:
