@@ -100,7 +100,8 @@ def test_the_wheel_holds_what_every_entry_point_names(wheel: dict[str, bytes]) -
     (file,) = (n for n in wheel if n.endswith(".dist-info/entry_points.txt"))
     points = ConfigParser(delimiters="=")
     points.read_string(wheel[file].decode())
-    assert set(points.sections()) == {"console_scripts", "onnxnas.passes", "onnxnas.targets"}
+    groups = {"onnxnas.passes", "onnxnas.targets", "onnxnas.target_files"}
+    assert set(points.sections()) == {"console_scripts", *groups}
     for section in points.sections():
         for name, value in points[section].items():
             module = value.partition(":")[0].replace(".", "/")
