@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+THRESHOLDS: Mapping[str, float] = {"mape": 0.05, "kendall": 0.90, "within_10": 0.95}
+"""Of a card that names none. Errors are upper limits, the others lower ones."""
 
 
 @dataclass(frozen=True)

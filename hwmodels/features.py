@@ -26,7 +26,7 @@ _SIZES = (
 _PLAIN = (
     "window_height", "window_width", "stride_height", "stride_width", "dilation_height",
     "entropy_bits", "rice_bits", "reads_input", "writes_output", "readers", "operands",
-    "offset_step", "steps", "cascade", "rolling_in", "rolling_out",
+    "offset_step", "steps", "cascade",
 )  # fmt: skip
 _LIMITS: Mapping[str, float] = {
     **dict.fromkeys(("in_height", "in_width", "out_height", "out_width"), 6.0),
@@ -79,6 +79,8 @@ FEATURES: Mapping[str, str] = {
     "scale_width": "log2 of output width over input width",
     "extra_padding": "begin padding differs from half of all padding: 1, else 0",
     "weights_near_share": "bytes of SRAM for weights over their stored bytes, at most 2",
+    "rolling_in_rows": "log2 of 1 + input rows that a rolling buffer before it holds",
+    "rolling_out_rows": "log2 of 1 + output rows that a rolling buffer after it holds",
     "far_in_share": "bytes read from DRAM over all bytes read",
     "far_out_share": "bytes written to DRAM over all bytes written",
     "rows_in_share": "bytes read that lie row by row over all bytes read",
@@ -168,6 +170,9 @@ def feature_matrix(
     f["padding"] = top + bottom + left + right
     read = np.maximum(table["in_bytes"] + table["operand_bytes"], 1)
     f["weights_near_share"] = np.minimum(table["weights_near"] / np.maximum(weight_bytes, 1), 2)
+    for side in ("in", "out"):
+        row = table[f"{side}_width"] * np.ceil(table[f"{side}_channels"] / 16) * 16
+        f[f"rolling_{side}_rows"] = np.log2(1 + table[f"rolling_{side}"] / row)
     f["far_in_share"] = np.minimum(table["far_in"] / read, 4)
     f["far_out_share"] = np.minimum(table["far_out"] / np.maximum(table["out_bytes"], 1), 4)
     f["rows_in_share"] = np.minimum(table["rows_in"] / read, 4)

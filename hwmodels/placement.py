@@ -28,7 +28,8 @@ PLACEMENT = (
 """Columns. `steps`: how many the kernel takes, 0 where it runs inside another. `rows_in`,
 `rows_out`: bytes read and written that lie row by row; `far_in`, `far_out`: in DRAM; `far_rows`:
 both at once. `cascade`: steps of the cascade it is in, 0 for none; `rolling_in`, `rolling_out`:
-1 where it reads or writes a rolling buffer. `weights_near`: bytes of SRAM for its weights;
+bytes of the rolling buffers it reads and writes, which say how high the cascade's stripes are.
+`weights_near`: bytes of SRAM for its weights;
 `stored_weights`: bytes of its encoded weights. `previous`, `following`: rows of the kernels
 before and after in the order of execution, -1 for none."""
 
@@ -71,7 +72,7 @@ def _book(result: Placement, found: Arrangement) -> None:
     """Add up, per kernel, what its steps touch."""
     steps = found.steps
     far = {b.name for b in found.far}
-    rolling = {b.name for b in found.rolling}
+    rolling = {b.name: float(b.size) for b in found.rolling}
     near: dict[str, float] = {}
     for buffer in found.weights:
         near[buffer.name] = near.get(buffer.name, 0.0) + buffer.size
@@ -90,9 +91,7 @@ def _book(result: Placement, found: Arrangement) -> None:
                 row[_COLUMN[f"rows_{side}"]] += size * by_rows
                 row[_COLUMN[f"far_{side}"]] += size * (name in far)
                 row[_COLUMN["far_rows"]] += size * (name in far and by_rows)
-                row[_COLUMN[f"rolling_{side}"]] = max(
-                    row[_COLUMN[f"rolling_{side}"]], float(name in rolling)
-                )
+                row[_COLUMN[f"rolling_{side}"]] += rolling.get(name, 0.0)
     for before, after in itertools.pairwise(order):
         result[after, _COLUMN["previous"]] = before
         result[before, _COLUMN["following"]] = after

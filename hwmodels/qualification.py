@@ -12,14 +12,11 @@ from numpy.typing import NDArray
 from onnxnas.cost import Cost, CostModel, Target
 from onnxnas.errors import OnnxnasError
 from onnxnas.graph import static_view
-from onnxnas.hwmodels.accuracy import Accuracy, accuracy
+from onnxnas.hwmodels.accuracy import THRESHOLDS, Accuracy, accuracy
 from onnxnas.hwmodels.catboost_model import CatBoostCostModel
 from onnxnas.hwmodels.measuring import kernel_cycles
 from onnxnas.hwmodels.sampling import HELD_OUT_FAMILIES, sample_network
 from onnxnas.kernels import Kernel, split_kernels
-
-THRESHOLDS: Mapping[str, float] = {"mape": 0.05, "kendall": 0.90, "within_10": 0.95}
-"""Of a card that names none. `mape` is an upper limit, the others are lower ones."""
 
 PREDICTED, FLOPS, ROOFLINE = "cost model", "MACs only", "roofline"
 _WORST = 10

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxnas.cost import Kind
 from onnxnas.errors import UsageError
 from onnxnas.hwmodels import grouped_trees
-from onnxnas.hwmodels.accuracy import Accuracy, accuracy
+from onnxnas.hwmodels.accuracy import THRESHOLDS, Accuracy, accuracy
 from onnxnas.hwmodels.baseline import Baseline
 from onnxnas.hwmodels.catboost_model import FORMAT, CatBoostCostModel, read_target, root_sum
 from onnxnas.hwmodels.coverage import Coverage
@@ -117,7 +117,7 @@ def train(
 
     Args:
         data: labelled networks.
-        card: fields of the target's card.
+        card: fields of the target's card; thresholds of an earlier model in it are kept.
         source: of the labels.
         settings: of the regression.
 
@@ -138,6 +138,7 @@ def train(
     errors = by_family(test, predicted)
     entry = _entry(data, source)
     entry["interval"] = _interval(test, predicted)
+    entry["thresholds"] = dict(card.get("cost_model", {}).get("thresholds", THRESHOLDS))
     entry["errors"] = {name: value.to_dict() for name, value in errors.items()}
     trees = _fit(data, entry, settings)
     return Trained(CatBoostCostModel(read_target(card), trees, entry), trees, errors)

@@ -88,7 +88,7 @@ def test_the_wheel_holds_the_code_and_nothing_else(wheel: dict[str, bytes]) -> N
     assert {name.split("/")[0] for name in names - info} == {"onnxnas"}
     assert {name for name in names - info if name.endswith(".py")} == shipped(".py")
     assert {name for name in names - info if not name.endswith(".py")} == (
-        shipped(".json") | {"onnxnas/py.typed"}
+        shipped(".json") | shipped(".cbm") | {"onnxnas/py.typed"}
     )
     for name in names:
         assert not name.endswith(".json") or json.loads(wheel[name])
