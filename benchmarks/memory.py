@@ -28,7 +28,7 @@ from onnxnas.hwmodels.sampling import HELD_OUT_FAMILIES, TRAINING_FAMILIES, samp
 from onnxnas.hwmodels.vela import VelaCostModel
 from onnxnas.hwmodels.vela_compiler import default_cache_dir
 from onnxnas.kernels import split_kernels
-from onnxnas.pipeline import prepare
+from onnxnas.prepare import prepare
 
 EVALSET = Path(__file__).parents[1].parent / "shared/evalset/models"
 SHAPES = {"ppocrv2_cls_shipped": {"x": (1, 3, 48, 192)}}

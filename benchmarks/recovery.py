@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from onnxnas import pipeline
 from onnxnas.calibration import load_calibration
 from onnxnas.choose import recovery_search
 from onnxnas.graph import contract, to_model
 from onnxnas.materialize import apply_candidate
+from onnxnas.prepare import prepare
 from onnxnas.recover import values_only
 from onnxnas.runtime import Session
 
@@ -105,7 +105,7 @@ def main() -> None:
 
     rows, labels = pictures()
     model = EVALSET / "models" / "mobilenetv2_224.onnx"
-    prepared = pipeline.prepare(model, args.target)
+    prepared = prepare(model, args.target)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "rows.npy", rows[0::2])
         calibration = load_calibration(Path(folder) / "rows.npy", contract(prepared.source)[0])

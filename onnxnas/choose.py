@@ -11,21 +11,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnxnas import graph as graphs
 from onnxnas.calibration import Calibration
 from onnxnas.errors import UsageError
 from onnxnas.held_out import HeldOut
 from onnxnas.materialize import Weights, apply_candidate
+from onnxnas.prepare import Prepared
 from onnxnas.quality import Task, compare
 from onnxnas.recover import MIN_ROWS, BlockLibrary, FitRows, Recovery, values_only
 from onnxnas.recovery_search import Finalist, RecoverySearch
 from onnxnas.search import Evaluator, LedgerRow, Progress, SearchResult, Status, Trial, greedy
 from onnxnas.sites import Candidate, SearchSpace, Site
-
-if TYPE_CHECKING:
-    from onnxnas.pipeline import Prepared
 
 
 @dataclass(frozen=True)

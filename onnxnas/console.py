@@ -20,9 +20,9 @@ from onnxnas import report
 if TYPE_CHECKING:
     from onnxnas.evaluate import Measured
     from onnxnas.pass_contract import Pass
-    from onnxnas.pipeline import Prepared
     from onnxnas.plugins import Broken
-    from onnxnas.result import Network, Result
+    from onnxnas.prepare import Network, Prepared
+    from onnxnas.result import Result
     from onnxnas.verify import Verification
 
 _EVERY_S = 5.0

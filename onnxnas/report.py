@@ -18,8 +18,9 @@ from onnxnas.cost import Cost
 
 if TYPE_CHECKING:
     from onnxnas.evaluate import Measured
+    from onnxnas.prepare import Network
     from onnxnas.quality import Quality
-    from onnxnas.result import Network, Result
+    from onnxnas.result import Result
 
 SCHEMA_VERSION = "1.0"
 LEDGER_COLUMNS = ("pass", "tensor", "choice", "status", "reason", "exactness", "delta_cycles")

@@ -8,30 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from onnxnas import report
-from onnxnas.cost import Cost, Target
+from onnxnas.cost import Target
 from onnxnas.errors import UsageError
 from onnxnas.graph import Port
 from onnxnas.loading import save_model
 from onnxnas.pass_contract import Miss
+from onnxnas.prepare import Network
 from onnxnas.quality import Quality
 from onnxnas.recipe import Recipe
 from onnxnas.search import LedgerRow, Trial
 from onnxnas.verify import Verification
 from onnxnas.version import __version__
-
-
-@dataclass(frozen=True)
-class Network:
-    """One network and its figures.
-
-    Attributes:
-        parameters: number of constant floating-point values.
-        operators: node count per operator.
-    """
-
-    cost: Cost
-    parameters: int
-    operators: Mapping[str, int]
 
 
 @dataclass(frozen=True)

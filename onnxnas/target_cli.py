@@ -1,4 +1,4 @@
-"""`onnxnas target measure|train|qualify`: training data, cost models, and how good they are."""
+"""`onnxnas target list|show|measure|train|qualify`: cards, training data, cost models, errors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxnas.errors import UsageError
+from onnxnas.options import JsonOpt, write_json
 
 if TYPE_CHECKING:
     from onnxnas.cost import CostModel
@@ -27,6 +28,39 @@ _Data = Annotated[Path, typer.Option("--data", help="Folder of the training data
 _DEFAULT_DATA = Path("target-data")
 _VERSIONED = {"vela": "ethos-u-vela", "onnxruntime": "onnxruntime"}
 """Backend -> the distribution whose version its figures depend on."""
+
+
+@app.command("list")
+def target_list(json_to: JsonOpt = None) -> None:
+    """List the installed targets."""
+    from onnxnas import console
+    from onnxnas.plugins import load_target, target_names
+
+    rows: list[dict[str, Any]] = []
+    for name in target_names():
+        try:
+            rows.append(load_target(name).target.to_dict())
+        except UsageError as error:
+            rows.append({"name": name, "broken": str(error)})
+    if json_to:
+        write_json(json_to, rows)
+    if json_to != "-":
+        console.show_targets(rows)
+
+
+@app.command("show")
+def target_show(
+    name: Annotated[str, typer.Argument(metavar="TARGET")], json_to: JsonOpt = None
+) -> None:
+    """Show one target's card."""
+    from onnxnas import console
+    from onnxnas.plugins import load_target
+
+    card = load_target(name).target.to_dict()
+    if json_to:
+        write_json(json_to, card)
+    if json_to != "-":
+        console.show_card(card)
 
 
 @app.command()

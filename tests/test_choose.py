@@ -15,9 +15,11 @@ from fakes import ToyCostModel
 from oracle import run
 
 from onnxnas import gradient_fit, pipeline
+from onnxnas import prepare as prepare_module
 from onnxnas.calibration import Calibration, load_calibration
 from onnxnas.errors import UsageError
 from onnxnas.graph import contract
+from onnxnas.prepare import prepare
 from onnxnas.recovery_search import RecoverySearch
 from onnxnas.report import markdown, schema
 from onnxnas.result import Result
@@ -25,7 +27,7 @@ from onnxnas.result import Result
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "load_target", lambda _: ToyCostModel())
+    monkeypatch.setattr(prepare_module, "load_target", lambda _: ToyCostModel())
     monkeypatch.setattr(gradient_fit, "_BATCH", 16)
 
 
@@ -105,7 +107,7 @@ def test_the_result_is_near_the_original(optimize: Optimize) -> None:
 
 def test_the_ledger_has_a_row_for_every_choice(optimize: Optimize) -> None:
     result = optimize(network(), max_drop=0.3)
-    prepared = pipeline.prepare(network())
+    prepared = prepare(network())
     wanted = {(s.pass_name, s.tensor, c.label) for s in prepared.space for c in s.choices}
     rows = {(r.pass_name, r.tensor, r.choice): r for r in result.ledger}
     skipped = wanted - rows.keys()

@@ -19,7 +19,7 @@ from onnxnas.hwmodels.peak_memory import peak_detail, peaks, weight_bytes
 from onnxnas.hwmodels.sampling import sample_network
 from onnxnas.hwmodels.vela import VelaCostModel
 from onnxnas.kernels import split_kernels
-from onnxnas.pipeline import prepare
+from onnxnas.prepare import prepare
 
 EVALSET = Path(__file__).parents[1].parent / "shared/evalset/models"
 TARGETS = ("ethos-u55-128", "ethos-u65-256", "ethos-u65-512", "ethos-u85-512")

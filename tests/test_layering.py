@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = """
-7 __init__ __main__ cli options console import_cli target_cli
+7 __init__ __main__ cli rewrite_cli options console import_cli target_cli
 6 pipeline choose report recipe result testing
-5 search materialize verify evaluate quality metrics recover divergence held_out recovery_search
+5 prepare search materialize verify evaluate quality metrics
+5 recover divergence held_out recovery_search
 4 plugins
 4 passes.* hwmodels.*
 3 pass_contract cost calibration pictures samples channel_fit width_pass gradient_fit block_fit
@@ -34,7 +35,7 @@ ONLY_IN = {
     "PIL": "pictures calibration",
     "ethosu": "hwmodels.*",
     "flatbuffers": "hwmodels.*",
-    "typer": "cli options import_cli target_cli",
+    "typer": "cli rewrite_cli options import_cli target_cli",
     "rich": "console target_cli",
 }
 """The layers and modules that may import a third party's package."""

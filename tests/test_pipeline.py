@@ -14,7 +14,8 @@ import pytest
 from fakes import TARGET, ToyCostModel
 
 import onnxnas
-from onnxnas import pipeline, report
+from onnxnas import prepare as prepare_module
+from onnxnas import report
 from onnxnas.errors import UsageError, VerificationError
 from onnxnas.pass_contract import Pass, Why
 from onnxnas.passes.depthwise_to_standard import DepthwiseToStandard
@@ -24,7 +25,7 @@ from onnxnas.sites import Choice, Site
 
 @pytest.fixture(autouse=True)
 def toy_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "load_target", lambda name: ToyCostModel())
+    monkeypatch.setattr(prepare_module, "load_target", lambda name: ToyCostModel())
 
 
 def block(hidden: int = 24, seed: int = 0) -> onnx.ModelProto:
@@ -113,8 +114,8 @@ def test_a_rewrite_that_changes_the_outputs_is_found_and_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     passes: dict[str, Pass] = {p.name: p for p in (DepthwiseToStandard(), Sabotage())}
-    monkeypatch.setattr(pipeline, "load_passes", lambda: (passes, ()))
-    monkeypatch.setattr(pipeline, "load_target", lambda name: CheaperWhenBroken())
+    monkeypatch.setattr(prepare_module, "load_passes", lambda: (passes, ()))
+    monkeypatch.setattr(prepare_module, "load_target", lambda name: CheaperWhenBroken())
     with pytest.raises(VerificationError, match=r"guilty rewrite is sabotage@.*=scale"):
         onnxnas.optimize(block(), "toy")
 
