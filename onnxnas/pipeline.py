@@ -268,7 +268,12 @@ def _blame(
 
 
 def _unavailable(cost: Cost) -> tuple[str, ...]:
+    """One warning for each kind of kernel without a cost, however many there are."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for kernel in cost.unavailable:
+        kinds.setdefault((kernel.op, kernel.reason), []).append(kernel.output)
     return tuple(
-        f"{k.op} ({k.output}) has no cost on {cost.target}: {k.reason}; it is in no total"
-        for k in cost.unavailable
+        f"{op} ({outputs[0]}{f' and {len(outputs) - 1} more' if outputs[1:] else ''}) has no cost "
+        f"on {cost.target}: {reason}; it is in no total"
+        for (op, reason), outputs in kinds.items()
     )
