@@ -16,6 +16,7 @@ LAYERS = """
 6 pipeline choose report recipe result testing
 5 prepare search materialize verify evaluate quality metrics
 5 recover divergence held_out recovery_search
+5 front_point rules
 4 plugins
 4 passes.* hwmodels.*
 3 pass_contract cost calibration pictures samples channel_fit width_pass gradient_fit block_fit

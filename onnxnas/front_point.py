@@ -1,0 +1,119 @@
+"""One network that a user could have: what it costs, what it loses, how that is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onnxnas.cost import Cost, Kind
+from onnxnas.divergence import Divergence
+from onnxnas.quality import Quality
+from onnxnas.sites import Candidate
+
+_TWO_SIDED_95 = 1.959964
+"""Standard errors to either side of a mean that a 95 % interval reaches (normal distribution)."""
+
+Evaluation = Literal["original", "zero-shot", "single-shot", "multishot"]
+"""zero-shot: from tables, no network was built; single-shot: weights of the library as they were;
+multishot: its weights were fitted together."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How much worse than the original a network is, by one measure.
+
+    Attributes:
+        measure: e.g. ``agreement``, ``KL divergence, nats``, ``top1``.
+        value: 0 is as good as the original, more is worse; ``agreement`` and task metrics count
+            in their own units (0.01 is one point).
+        interval: 95 % ends, None where unknown.
+        rows: how many rows it was measured on; None where that is not known.
+        kind: an estimate where it is a sum of single choices' losses.
+    """
+
+    measure: str
+    value: float
+    interval: tuple[float, float] | None = None
+    rows: int | None = None
+    kind: Kind = "measured"
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One network on the front.
+
+    Attributes:
+        label: ``A`` to ``E`` for the named ones, ``original`` for the unchanged model, else empty.
+        candidate: its decisions.
+        cycles: of the whole network.
+        seconds: `cycles` at the target's clock.
+        peak_bytes: busiest memory that holds activations.
+        weight_bytes: weights as stored; None where the cost source does not say.
+        macs: multiply-accumulates.
+        kind: of the cost figures.
+        losses: the one that limits bind on first; empty where nothing was lost or judged.
+        evaluation: how the figures came about.
+        chosen: it is what was written as the result.
+    """
+
+    label: str
+    candidate: Candidate
+    cycles: float
+    seconds: float
+    peak_bytes: int
+    weight_bytes: int | None
+    macs: int
+    kind: Kind
+    losses: tuple[Loss, ...] = ()
+    evaluation: Evaluation = "zero-shot"
+    chosen: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        candidate: Candidate,
+        cost: Cost,
+        losses: tuple[Loss, ...] = (),
+        *,
+        label: str = "",
+        evaluation: Evaluation = "multishot",
+        chosen: bool = False,
+    ) -> FrontPoint:
+        """From the cost of a whole network."""
+        return cls(
+            label,
+            candidate,
+            cost.cycles,
+            cost.seconds,
+            cost.peak_activation_bytes,
+            cost.weight_bytes,
+            cost.macs,
+            cost.kind,
+            losses,
+            evaluation,
+            chosen,
+        )
+
+
+def losses_of(divergence: Divergence, measure: str) -> tuple[Loss, ...]:
+    """Held-out divergence as losses: agreement first, where outputs are classes.
+
+    Args:
+        measure: what `divergence.value` is, see `divergence.Judged.measure`.
+    """
+    rows = len(divergence.rows)
+    found = [Loss(measure, divergence.value, _around(divergence.value, divergence.error), rows)]
+    agrees = divergence.agrees
+    if agrees is not None:
+        lost = 1.0 - agrees
+        found.insert(0, Loss("agreement", lost, _around(lost, divergence.agreement_error), rows))
+    return tuple(found)
+
+
+def loss_of(quality: Quality) -> Loss:
+    """A task metric's drop as a loss."""
+    return Loss(quality.original.name, quality.drop, quality.interval, quality.original.rows)
+
+
+def _around(value: float, error: float) -> tuple[float, float]:
+    return max(0.0, value - _TWO_SIDED_95 * error), value + _TWO_SIDED_95 * error
