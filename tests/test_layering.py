@@ -15,13 +15,13 @@ LAYERS = """
 7 __init__ __main__ cli rewrite_cli options console import_cli target_cli
 6 pipeline choose report recipe result testing
 5 prepare search materialize verify evaluate quality metrics
-5 recover divergence held_out recovery_search
+5 proxies recover divergence held_out recovery_search
 5 front_point rules
 4 plugins
 4 passes.* hwmodels.*
 3 pass_contract cost calibration pictures samples channel_fit width_pass gradient_fit block_fit
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
-2 channel_values least_squares memory fusion
+2 channel_values least_squares memory fusion pointwise squeeze_excite
 1 graph roundtrip protos loading normalise runtime difference probes foreign excerpt
 0 errors version
 """
