@@ -13,6 +13,7 @@ from onnxnas.coupling import Group
 from onnxnas.gradient_fit import Block, Windows, activation, refit_last, train
 from onnxnas.graph import values_of
 from onnxnas.ops import Conv, conv, sole_consumer
+from onnxnas.pass_contract import Tick, no_tick
 from onnxnas.samples import Part, Samples, Sampling, Window
 
 _LEARNING_RATE = 3e-3
@@ -101,6 +102,7 @@ def train_block(
     *,
     steps: int,
     seed: int = 0,
+    tick: Tick = no_tick,
 ) -> tuple[dict[str, NDArray[Any]], float]:
     """Gradient steps from where least squares, or earlier steps, left a narrowed block.
 
@@ -110,7 +112,7 @@ def train_block(
         samples: of `block.sampling`.
 
     Returns:
-        Values for all three layers, and the error on held-out samples; the start where no step
+        Values for all three layers, and the error on the rows to tune by; the start where no step
         improved on it.
     """
     kept, project = values[KEPT], block.project.y.name
@@ -135,9 +137,9 @@ def train_block(
         first,
         second,
     )
-    fit, held_out = windows_of(samples.fit, block), windows_of(samples.held_out, block)
-    refit_last(student, fit, held_out)
-    error = train(student, fit, held_out, steps=steps, rate=_LEARNING_RATE, seed=seed)
+    fit, tune = windows_of(samples.fit, block), windows_of(samples.tune, block)
+    refit_last(student, fit, tune)
+    error = train(student, fit, tune, steps=steps, rate=_LEARNING_RATE, seed=seed, tick=tick)
     w = [np.ascontiguousarray(v) for v in student.weights]
     return {
         KEPT: kept,

@@ -21,7 +21,7 @@ from onnxnas.excerpt import dependents
 from onnxnas.graph import values_of
 from onnxnas.least_squares import Floats, Moments, best_ridge, removal_order
 from onnxnas.ops import conv, is_constant, producer, sole_consumer
-from onnxnas.pass_contract import Fitted, NotRecoverable
+from onnxnas.pass_contract import Fitted, NotRecoverable, Tick, no_tick
 from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.samples import Samples, Sampling, Window
 
@@ -138,7 +138,7 @@ def check_samples(data: Sequence[Samples]) -> None:
     Raises:
         NotRecoverable: they are not finite, or say nothing.
     """
-    if not all(p.moments.finite for samples in data for p in (samples.fit, samples.held_out)):
+    if not all(p.moments.finite for samples in data for p in (samples.fit, samples.tune)):
         raise NotRecoverable("the samples hold NaN or infinite values")
     if not any(samples.fit.moments.variance() > 0 for samples in data):
         raise NotRecoverable("what is fitted to is the same on every sample")
@@ -150,6 +150,7 @@ def fit_widths(
     widths: Sequence[int],
     data: Sequence[Samples],
     start: Sequence[Fitted] | None = None,
+    tick: Tick = no_tick,
 ) -> list[tuple[dict[str, NDArray[Any]], float]]:
     """Which channels to keep at each width, and the weights of their readers.
 
@@ -161,7 +162,7 @@ def fit_widths(
         start: fits for these widths whose channels are kept and whose weights are pulled to.
 
     Returns:
-        For each width the fitted values, and the error on held-out samples (the mean over the
+        For each width the fitted values, and the error on rows to tune by (the mean over the
         readers, relative to the variance of what each is fitted to).
     """
     tensors, left = graph.tensors(), iter(data)
@@ -170,11 +171,11 @@ def fit_widths(
         samples = [next(left) for _ in reader.samplings]
         moments = together(samples)
         prior = reader_weights(tensors[reader.output].inputs[0])[0].astype(np.float64)
-        fits.append((reader, moments, samples[0].held_out.moments, prior))
+        fits.append((reader, moments, samples[0].tune.moments, prior))
     every = np.arange(len(found[0].features))
     order: list[int] = []
     if start is None:
-        order = removal_order([(m, r.features, w) for r, m, _, w in fits], min(widths))
+        order = removal_order([(m, r.features, w) for r, m, _, w in fits], min(widths), tick=tick)
     results = []
     for k, width in enumerate(widths):
         if start is None:
@@ -184,15 +185,16 @@ def fit_widths(
         gone = np.setdiff1d(every, kept)
         values: dict[str, NDArray[Any]] = {KEPT: kept}
         errors = []
-        for reader, moments, held_out, prior in fits:
+        for reader, moments, tune, prior in fits:
             dropped = reader.features[gone].reshape(-1)
             features = np.setdiff1d(np.arange(len(prior)), dropped)
             node = tensors[reader.output].inputs[0]
             pull = prior.copy()
             if start is not None:
                 pull[features] = _as_features(node, start[k].values[f"{reader.output}:1"])
-            linear = best_ridge(moments, held_out, features, pull)
-            errors.append(linear.error(held_out))
+            tick()
+            linear, error = best_ridge(moments, tune, features, pull)
+            errors.append(error)
             values[f"{reader.output}:1"] = _as_weight(node, linear.weight[features])
             values[f"{reader.output}:2"] = linear.bias.astype(np.float32)
         results.append((values, float(np.mean(errors))))

@@ -180,6 +180,7 @@ def recovery_search(
         prepared.cost_model,
         prepared.input_shapes,
     )
+    held_out = HeldOut.of(prepared.graph, rows)
     recovery = Recovery(
         prepared.graph,
         hashlib.sha256(stored).hexdigest(),
@@ -190,7 +191,8 @@ def recovery_search(
         seed,
         progress,
     )
-    return RecoverySearch(evaluator, recovery, HeldOut.of(prepared.graph, rows), progress)
+    held_out.tick = recovery.tick
+    return RecoverySearch(evaluator, recovery, held_out, progress)
 
 
 def _exact_beside(
@@ -273,7 +275,8 @@ class _Limit:
         return {
             "bound": {"on": self.binds, "max_drop": self.value},
             "measure": " and ".join(sorted({j.measure for j in search.held_out.judged})),
-            "rows_fitted_on": len(rows) - sum(rows.held_out),
+            "rows_fitted_on": rows.roles.count("fit"),
+            "rows_tuned_by": rows.roles.count("tune"),
             "rows_held_out": sum(rows.held_out),
             "finalists": [
                 {

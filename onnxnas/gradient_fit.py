@@ -2,7 +2,7 @@
 
 Least squares can only fit the last layer of a block. These steps move all three, from where least
 squares left them, by Adam (Kingma & Ba, 2015) on minibatches of sampled windows, and keep what
-does best on held-out samples.
+does best on samples that no step is made on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from onnxnas.channel_flow import given
 from onnxnas.graph import values_of
 from onnxnas.least_squares import Moments, best_ridge
 from onnxnas.ops import clip_bounds
+from onnxnas.pass_contract import Tick, no_tick
 
 Floats = NDArray[np.float32]
 
@@ -182,33 +183,34 @@ class Windows:
     y: Floats
 
 
-def refit_last(block: Block | FusedBlock, fit: Windows, held_out: Windows) -> None:
+def refit_last(block: Block | FusedBlock, fit: Windows, tune: Windows) -> None:
     """Fit the last layer of a block by ridge regression pulled to what it is, in place."""
     sums = []
-    for windows in (fit, held_out):
+    for windows in (fit, tune):
         moments = Moments.empty(len(block.weights[-2]), windows.y.shape[1])
         for start in range(0, len(windows.x), 2048):
             part = slice(start, start + 2048)
             moments.add(block.hidden(windows.x[part], windows.inside[part]), windows.y[part])
         sums.append(moments)
     prior = block.weights[-2].astype(np.float64)
-    best = best_ridge(sums[0], sums[1], np.arange(len(prior)), prior)
+    best, _ = best_ridge(sums[0], sums[1], np.arange(len(prior)), prior)
     block.weights[-2:] = [best.weight.astype(np.float32), best.bias.astype(np.float32)]
 
 
 def train(
     block: Block | FusedBlock,
     fit: Windows,
-    held_out: Windows,
+    tune: Windows,
     *,
     steps: int,
     rate: float,
     seed: int,
+    tick: Tick = no_tick,
 ) -> float:
     """Improve a block's weights in place.
 
-    Every 50 steps it is judged on held-out samples; the best weights seen are kept, and after some
-    judgements without a better one it stops.
+    Every 50 steps it is tried on the samples to tune by; the best weights seen are kept, and after
+    some trials without better ones it stops.
 
     Args:
         steps: minibatches at most.
@@ -216,15 +218,16 @@ def train(
         seed: of the minibatches.
 
     Returns:
-        The squared error on held-out samples over the variance of the targets.
+        The squared error on the samples to tune by over the variance of the targets.
     """
     rng = np.random.default_rng(seed)
-    variance = max(float(held_out.y.var(0).sum()), 1e-30)
+    variance = max(float(tune.y.var(0).sum()), 1e-30)
     scale = np.float32(1.0 / max(float(fit.y.std()), 1e-12))  # so that one rate serves all blocks
     moments = [(np.zeros_like(w), np.zeros_like(w)) for w in block.weights]
     best = [w.copy() for w in block.weights]
-    lowest, idle = _error(block, held_out) / variance, 0
+    lowest, idle = _error(block, tune) / variance, 0
     for step in range(1, steps + 1):
+        tick()
         picked = rng.integers(0, len(fit.x), _BATCH)
         _, gradients = block.gradients(fit.x[picked], fit.inside[picked], fit.y[picked])
         now = rate * 0.5 * (1 + np.cos(np.pi * step / steps))
@@ -235,8 +238,8 @@ def train(
             second += (gradient * gradient - second) * np.float32(0.001)
             size = now * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
             block.weights[i] -= np.float32(size) * first / (np.sqrt(second) + np.float32(1e-8))
-        if step % _JUDGE_EVERY == 0 or step == steps:
-            error = _error(block, held_out) / variance
+        if step % _TRY_EVERY == 0 or step == steps:
+            error = _error(block, tune) / variance
             if error < lowest:
                 lowest, idle, best = error, 0, [w.copy() for w in block.weights]
             else:
@@ -248,9 +251,9 @@ def train(
 
 
 _BATCH = 512
-_JUDGE_EVERY = 50
+_TRY_EVERY = 50
 _PATIENCE = 8
-"""Judgements without a better one after which training stops."""
+"""Trials without better weights after which training stops."""
 
 
 def _error(block: Block | FusedBlock, windows: Windows) -> float:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxnas.divergence import Divergence, Judged, compare, judged_tensors
 from onnxnas.excerpt import dependents
 from onnxnas.materialize import Applied
+from onnxnas.pass_contract import Tick, no_tick
 from onnxnas.recover import FitRows, runner
 
 Tensors = dict[str, NDArray[Any]]
@@ -32,12 +33,14 @@ class HeldOut:
         graph: the normalised original.
         judged: by what networks are compared.
         expected: the judged tensors of the original, row by row.
+        tick: called between rows.
     """
 
     graph: Any
     rows: FitRows
     judged: tuple[Judged, ...] = ()
     expected: list[Tensors] = field(default_factory=list)
+    tick: Tick = no_tick
 
     @classmethod
     def of(cls, graph: Any, rows: FitRows) -> HeldOut:
@@ -90,7 +93,8 @@ class HeldOut:
         fed = sorted(before[0]) if before else []
         run = runner(graph, [n for n in names if n not in fed], fed)
         results = []
-        for i, (_, _, batch) in enumerate(self.rows.feeds(held_out=True)):
+        for i, batch in enumerate(self.rows.judged()):
+            self.tick()
             values = {**batch, **(before[i] if before else {})}
             outputs = run(values)
             results.append({n: outputs[n] if n in outputs else values[n] for n in names})

@@ -6,7 +6,7 @@ samples takes the memory of one square matrix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ RIDGE = 1e-3
 
 
 STRENGTHS = (RIDGE, 1e-1, 1.0, 10.0)
-"""Ridges to choose from by held-out error."""
+"""Ridges to choose from by the error on the rows to tune by."""
 
 
 @dataclass
@@ -137,18 +137,29 @@ def ridge(
     return Linear(weight, (moments.y - moments.x @ weight) / n)
 
 
-def best_ridge(moments: Moments, held_out: Moments, features: Indices, prior: Floats) -> Linear:
-    """A ridge fit, pulled to the old weights as hard as does best on held-out samples.
+def best_ridge(
+    moments: Moments, tune: Moments, features: Indices, prior: Floats
+) -> tuple[Linear, float]:
+    """A ridge fit, pulled to the old weights as hard as does best on samples it was not made on.
 
     Where samples are many for the features, hardly any pull is best; the layer behind a pooling
     has one sample per row, and would learn the rows by heart.
+
+    Returns:
+        The fit, and its error on the samples to tune by.
     """
     fits = [ridge(moments, kept=features, prior=prior, strength=s) for s in STRENGTHS]
-    return min(fits, key=lambda linear: linear.error(held_out))
+    errors = [linear.error(tune) for linear in fits]
+    best = int(np.argmin(np.nan_to_num(errors, nan=np.inf)))
+    return fits[best], errors[best]
 
 
 def removal_order(
-    fits: Sequence[tuple[Moments, Indices, Floats]], least: int = 1, *, strength: float = RIDGE
+    fits: Sequence[tuple[Moments, Indices, Floats]],
+    least: int = 1,
+    *,
+    strength: float = RIDGE,
+    tick: Callable[[], None] = lambda: None,
 ) -> list[int]:
     """Which channels to drop first, by exact backward elimination.
 
@@ -161,12 +172,14 @@ def removal_order(
             channel is for it, and the weights [p, q] its ridge pulls to. Losses are summed
             relative to the variance of the targets.
         least: stop when so many channels are left.
+        tick: called before each channel is dropped.
     """
     channels = len(fits[0][1])
     states = [_Elimination.of(moments, at, prior, strength) for moments, at, prior in fits]
     left = np.ones(channels, bool)
     order: list[int] = []
     while channels - len(order) > least:
+        tick()
         loss = np.where(left, sum(state.losses(left) for state in states), np.inf)
         worst = int(np.argmin(loss))
         left[worst] = False

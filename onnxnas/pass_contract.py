@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -46,6 +46,18 @@ class NotRecoverable(Exception):
     """No weights can be fitted for a choice on these samples; says why, as a clause."""
 
 
+class OutOfTime(Exception):
+    """The time for the whole search is up."""
+
+
+Tick = Callable[[], None]
+"""Called now and then by what takes long; raises `OutOfTime` when the time is up."""
+
+
+def no_tick() -> None:
+    """For what may take as long as it takes."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """What was found for one `recovered` choice.
@@ -53,7 +65,7 @@ class Fitted:
     Attributes:
         values: weights, and whatever else data decides (which channels stay), under names of the
             pass's own; `rewrite` finds them in `Rewriter.fitted`.
-        error: squared error on held-out samples over the variance of the targets.
+        error: squared error on the rows to tune by over the variance of the targets.
     """
 
     values: Mapping[str, NDArray[Any]]
@@ -118,6 +130,7 @@ class Pass(ABC):
         choices: Sequence[Choice],
         data: Sequence[Samples],
         start: Sequence[Fitted] | None = None,
+        tick: Tick = no_tick,
     ) -> Sequence[Fitted]:
         """Fit the weights of some `recovered` choices of one site.
 
@@ -131,11 +144,13 @@ class Pass(ABC):
             data: one for each of `samplings`, in order.
             start: what was found for the choices when each was fitted alone; None while that is
                 what is asked for.
+            tick: to be called at least every second or so.
 
         Returns:
             One for each choice, in order.
 
         Raises:
             NotRecoverable: the samples do not allow a fit.
+            OutOfTime: from `tick`.
         """
         raise NotRecoverable(f"{self.name} fits no weights")

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from onnxnas.calibration import Calibration
 from onnxnas.errors import UsageError
 from onnxnas.excerpt import excerpt
 from onnxnas.materialize import Weights, apply_candidate
-from onnxnas.pass_contract import Fitted, NotRecoverable, Pass
+from onnxnas.pass_contract import Fitted, NotRecoverable, OutOfTime, Pass, Tick, no_tick
 from onnxnas.rewriter import SiteGone
 from onnxnas.runtime import Session
 from onnxnas.samples import (
+    Role,
+    Rows,
     Samples,
     Sampling,
     Targets,
@@ -42,9 +44,6 @@ from onnxnas.version import __version__
 MIN_ROWS = 50
 """Fewer rows say too little about the tensors of a network, and about how good a fit is."""
 
-HELD_OUT_SHARE, MOST_HELD_OUT = 0.2, 100
-"""Rows that are never fitted on; 100 are enough to rank choices by divergence."""
-
 OUT_OF_TIME = "not fitted before the time was up"
 
 _CHUNK_BYTES = 1 << 29
@@ -58,16 +57,16 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class FitRows:
-    """The rows fits are made on and judged by.
+    """The rows weights are fitted on, tuned by, and candidates judged by; no row is two of these.
 
     Attributes:
         calibration: of the model's contract.
-        held_out: for each run over `calibration.batches()` whether it is never fitted on.
+        roles: of each run over `calibration.batches()`.
         digest: of all values, so that fits made on other data are not mistaken for these.
     """
 
     calibration: Calibration
-    held_out: tuple[bool, ...]
+    roles: tuple[Role, ...]
     digest: str
 
     @classmethod
@@ -88,27 +87,31 @@ class FitRows:
             for name in sorted(batch):
                 digest.update(name.encode())
                 digest.update(np.ascontiguousarray(batch[name]).data)
-        held_out = tuple(split_rows(count, HELD_OUT_SHARE, MOST_HELD_OUT))
-        return cls(calibration, held_out, digest.hexdigest())
+        return cls(calibration, split_rows(count), digest.hexdigest())
 
     def __len__(self) -> int:
-        return len(self.held_out)
+        return len(self.roles)
 
-    def feeds(self, *, held_out: bool | None = None) -> Iterator[tuple[int, bool, Tensors]]:
-        """Index, whether held out, and the inputs; only those held out or not, if asked for."""
-        for row, (out, batch) in enumerate(
-            zip(self.held_out, self.calibration.batches(), strict=True)
-        ):
-            if held_out is None or out == held_out:
-                yield row, out, batch
+    @property
+    def held_out(self) -> tuple[bool, ...]:
+        """For each run whether it is only judged by."""
+        return tuple(role == "judge" for role in self.roles)
 
-    def run(self, graph: Any, tensors: Iterable[str]) -> Iterator[tuple[int, bool, Tensors]]:
-        """Values of some tensors of a graph on every row, inputs among them."""
+    def judged(self) -> Iterator[Tensors]:
+        """Inputs that candidates are judged on."""
+        for role, batch in zip(self.roles, self.calibration.batches(), strict=True):
+            if role == "judge":
+                yield batch
+
+    def run(self, graph: Any, tensors: Iterable[str], tick: Tick = no_tick) -> Rows:
+        """Values of some tensors of a graph, inputs among them, on every row but those to judge."""
         inputs = {t.name for t in graph.inputs}
         inner = [n for n in sorted(set(tensors)) if n not in inputs]
         run = runner(graph, inner)
-        for row, out, batch in self.feeds():
-            yield row, out, {**batch, **run(batch)}
+        for row, batch in enumerate(self.calibration.batches()):
+            tick()
+            if self.roles[row] != "judge":
+                yield row, self.roles[row], {**batch, **run(batch)}
 
 
 def runner(
@@ -171,7 +174,7 @@ class Recovery:
         rows: to fit on and to judge by.
         library: keeps what is found.
         seed: of the sampled positions.
-        deadline: by `time.monotonic`; no choice is fitted alone after it.
+        deadline: by `time.monotonic`; nothing is fitted after it.
     """
 
     graph: Any
@@ -185,7 +188,7 @@ class Recovery:
     deadline: float | None = None
 
     def alone(self, moves: Sequence[Move]) -> tuple[dict[Move, Fitted], dict[Move, str]]:
-        """Fit choices, each as the only change to the original.
+        """Fit choices, each as the only change to the original, until the time is up.
 
         Returns:
             What was found, and for the others why nothing was.
@@ -200,38 +203,50 @@ class Recovery:
                 missing.setdefault(site_id, []).append(site.choice(label))
             else:
                 found[site_id, label] = kept
+        try:
+            self._fit_alone(missing, found, refused)
+        except OutOfTime:
+            for site_id, choices in missing.items():
+                for move in ((site_id, choice.label) for choice in choices):
+                    if move not in found:
+                        refused.setdefault(move, OUT_OF_TIME)
+        return found, refused
+
+    def _fit_alone(
+        self,
+        missing: Mapping[str, Sequence[Choice]],
+        found: dict[Move, Fitted],
+        refused: dict[Move, str],
+    ) -> None:
         sites = [self.space.site(site_id) for site_id in missing]
         done = 0
         for chunk in self._chunks(sites):
-            if self._late():
-                late = [(s.id, c.label) for s, _ in chunk for c in missing[s.id]]
-                refused.update(dict.fromkeys(late, OUT_OF_TIME))
-                continue
             self.progress("sampling the original", done, len(sites))
             samplings = [s for _, asked in chunk for s in asked]
             tensors = {t for s in samplings for t in (*s.student_tensors, s.target)}
-            rows = self.rows.run(self.graph, tensors)
+            rows = self.rows.run(self.graph, tensors, self.tick)
             samples = iter(read_samples(samplings, rows, None, len(self.rows), self.seed))
             for site, asked in chunk:
                 self.progress("fitting each choice alone", done, len(sites))
+                self.tick()
                 data = [next(samples) for _ in asked]
-                if self._late():
-                    late = [(site.id, c.label) for c in missing[site.id]]
-                    refused.update(dict.fromkeys(late, OUT_OF_TIME))
-                    continue
                 self._fit(site, missing[site.id], data, "", found, refused)
                 done += 1
         self.progress("fitting each choice alone", len(sites), len(sites))
-        return found, refused
 
     def in_order(self, candidate: Candidate) -> tuple[dict[Move, Fitted], dict[Move, str]]:
-        """Fit the choices of a candidate one after another, each behind those before it."""
+        """Fit the choices of a candidate one after another, each behind those before it.
+
+        Raises:
+            OutOfTime: before the last was fitted; what was fitted is kept on disk.
+        """
         decided = {s.id: (s, c) for s, c in self.space.decided(candidate)}
         recovered = [(s, c) for s, c in decided.values() if c.exactness == "recovered"]
         place = {t.name: i for i, node in enumerate(self.graph.nodes) for t in node.outputs}
         recovered.sort(key=lambda decision: place[decision[0].tensor])
         moves = [(site.id, choice.label) for site, choice in recovered]
-        alone, refused = replace(self, deadline=None).alone(moves)
+        alone, refused = self.alone(moves)
+        self.tick()
         recovered = [(s, c) for s, c in recovered if (s.id, c.label) in alone]
         found: dict[Move, Fitted] = {}
         targets: Targets | None = None
@@ -263,8 +278,14 @@ class Recovery:
         self.progress("fitting the choices in order", len(recovered), len(recovered))
         return found, refused
 
-    def _late(self) -> bool:
-        return self.deadline is not None and time.monotonic() > self.deadline
+    def tick(self) -> None:
+        """To be called now and then.
+
+        Raises:
+            OutOfTime: the deadline has passed.
+        """
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise OutOfTime
 
     def _gone(self, candidate: Candidate, found: Mapping[Move, Fitted]) -> str:
         """Why the choices so far do not go together; empty if they do."""
@@ -276,7 +297,7 @@ class Recovery:
 
     def _targets(self, sites: Sequence[Site]) -> Targets:
         samplings = [s for site in sites for s in self._samplings(site)]
-        rows = self.rows.run(self.graph, {s.target for s in samplings})
+        rows = self.rows.run(self.graph, {s.target for s in samplings}, self.tick)
         return read_targets(samplings, rows, len(self.rows), self.seed)
 
     def _behind(
@@ -288,7 +309,7 @@ class Recovery:
         missing = sorted(needed - student.tensors().keys())
         if missing:
             raise SiteGone(f"tensor {missing[0]!r} was rewritten away")
-        rows = self.rows.run(student, needed)
+        rows = self.rows.run(student, needed, self.tick)
         return read_samples(samplings, rows, targets, len(self.rows), self.seed)
 
     def _fit(
@@ -303,7 +324,7 @@ class Recovery:
     ) -> None:
         pass_ = self.passes[site.pass_name]
         try:
-            fits = pass_.recover(self.graph, site, choices, data, start)
+            fits = pass_.recover(self.graph, site, choices, data, start, self.tick)
         except NotRecoverable as reason:
             refused.update(((site.id, choice.label), str(reason)) for choice in choices)
             return
@@ -315,7 +336,7 @@ class Recovery:
                 refused[site.id, choice.label] = "the fit did not converge to finite weights"
             elif fitted.error >= 1.0:
                 refused[site.id, choice.label] = (
-                    f"its fit explains nothing of held-out rows (error {fitted.error:.2f})"
+                    f"it explains nothing of rows it was not fitted on (error {fitted.error:.2f})"
                 )
             else:
                 found[site.id, choice.label] = fitted

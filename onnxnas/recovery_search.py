@@ -19,13 +19,16 @@ from onnxnas.divergence import Divergence
 from onnxnas.graph import static_view
 from onnxnas.held_out import HeldOut
 from onnxnas.materialize import apply_candidate
-from onnxnas.pass_contract import Fitted
+from onnxnas.pass_contract import Fitted, OutOfTime
 from onnxnas.recover import Move, Recovery, values_only
 from onnxnas.roundtrip import silenced
 from onnxnas.search import MIN_GAIN, Evaluator, Progress, Trial
 from onnxnas.sites import Candidate, SearchSpace
 
 _CHUNK = 8
+_ALONE_SHARE = 0.6
+"""Of the time there is for fitting choices alone; the rest is for judging and combining them."""
+LATE = "not judged before the time was up"
 _STEP = 0.05
 """Between two goals of the ladder, as a share of the original's cycles."""
 
@@ -102,15 +105,19 @@ class RecoverySearch:
         return self.evaluator.evaluate([Candidate()])[0]
 
     def judge_alone(self) -> None:
-        """Cost every recovered choice, fit and judge those that save something."""
+        """Cost every recovered choice, fit and judge those that save something, the most first."""
         savings = self._savings()
-        found, refused = self.recovery.alone(list(savings))
+        most: dict[str, float] = {}
+        for (site_id, _), saving in savings.items():
+            most[site_id] = max(saving, most.get(site_id, 0.0))
+        sites = sorted(most, key=lambda site_id: -most[site_id])
+        found, refused = self._alone([m for s in sites for m in savings if m[0] == s])
         self.rejected.update(refused)
         done = 0
-        for site in self.space:
-            moves = [(site.id, c.label) for c in site.choices if (site.id, c.label) in found]
+        for site_id in sites:
+            moves = [move for move in savings if move[0] == site_id and move in found]
             if self._late():
-                self.rejected.update(dict.fromkeys(moves, "not judged before the time was up"))
+                self.rejected.update(dict.fromkeys(moves, LATE))
                 continue
             self.progress("judging each choice alone", done, len(found))
             students = [
@@ -123,12 +130,28 @@ class RecoverySearch:
                 )
                 for move in moves
             ]
-            for move, divergence in zip(moves, self.held_out.divergences(students), strict=True):
+            try:
+                judged = self.held_out.divergences(students)
+            except OutOfTime:
+                self.rejected.update(dict.fromkeys(moves, LATE))
+                continue
+            for move, divergence in zip(moves, judged, strict=True):
                 if np.isfinite(divergence.value):
                     self.singles[move] = Single(savings[move], found[move], divergence)
                 else:
                     self.rejected[move] = "with it the network's outputs are not finite"
             done += len(moves)
+
+    def _alone(self, moves: Sequence[Move]) -> tuple[dict[Move, Fitted], dict[Move, str]]:
+        """Fit choices in a share of the time that is left."""
+        if self.deadline is None:
+            return self.recovery.alone(moves)
+        now = time.monotonic()
+        self.recovery.deadline = now + _ALONE_SHARE * (self.deadline - now)
+        try:
+            return self.recovery.alone(moves)
+        finally:
+            self.recovery.deadline = self.deadline
 
     def _savings(self) -> dict[Move, float]:
         moves = [
@@ -191,12 +214,19 @@ class RecoverySearch:
         return self.deadline is not None and time.monotonic() > self.deadline
 
     def _try(self, goal: float, limit: float, damage: Callable[[Finalist], float]) -> bool | None:
-        """Whether the finalist of a goal is within the limit; None where no choices reach it."""
+        """Whether the finalist of a goal is within the limit.
+
+        Returns:
+            None where no choices reach the goal, or the time was up before it was known.
+        """
         candidate = self.solve(goal)
         if candidate is None:
             return None
         known = [f for f in self.finalists if f.candidate == candidate]
-        finalist = known[0] if known else self.finalist(goal, candidate)
+        try:
+            finalist = known[0] if known else self.finalist(goal, candidate)
+        except OutOfTime:
+            return None
         if not known:
             self.finalists.append(finalist)
         return damage(finalist) <= limit

@@ -299,7 +299,8 @@ def _fitted_weights(recovery: Mapping[str, Any] | None) -> list[str]:
     return [
         "## Fitted weights",
         "",
-        f"Fitted on {recovery['rows_fitted_on']} rows without labels and judged on "
+        f"Fitted on {recovery['rows_fitted_on']} rows without labels, tuned by "
+        f"{recovery['rows_tuned_by']} and judged on "
         f"{recovery['rows_held_out']} others. Divergence is {recovery['measure']}; the limit of "
         f"{bound['max_drop']:g} binds on the {bound['on']}.",
         "",

@@ -8,9 +8,9 @@ time.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,14 @@ from onnxnas.least_squares import Moments
 Tensors = Mapping[str, NDArray[Any]]
 Positions = NDArray[np.int64]
 """Row of the batch, y and x of each sample [n, 3]."""
+
+Role = Literal["fit", "tune", "judge"]
+"""What a row is for: weights are fitted on it; it settles what a fit leaves open (how strong a
+ridge, when to stop); or neither, so that candidates can be judged by it."""
+
+JUDGE_SHARE, MOST_JUDGE = 0.2, 100
+TUNE_SHARE, MOST_TUNE = 0.15, 100
+"""Shares of the rows, and how many are enough."""
 
 _AT_ONCE = 2048
 """Samples whose products are summed by one matrix product."""
@@ -148,11 +156,11 @@ class Samples:
 
     Attributes:
         fit: rows to fit on.
-        held_out: rows that are never fitted on, to judge the fit by.
+        tune: rows to settle by what a fit leaves open, and to see how good it is.
     """
 
     fit: Part
-    held_out: Part
+    tune: Part
 
 
 @dataclass
@@ -192,8 +200,8 @@ class _Pending:
         return Part(self.moments or Moments.empty(0, 0), none, none, np.zeros((0, 0, 0), np.bool_))
 
 
-Rows = Iterable[tuple[int, bool, Tensors]]
-"""Index of the row (or batch), whether it is held out, and the tensors read there."""
+Rows = Iterable[tuple[int, Role, Tensors]]
+"""Index of the row (or batch), what it is for (never to judge), and the tensors read there."""
 
 Targets = Mapping[tuple[str, bool, int], tuple[Positions, NDArray[Any]]]
 """`Sampling.key` -> where the original is read, and its values there [n, q]."""
@@ -225,24 +233,34 @@ def read_samples(
         count: rows (or batches) in all.
         seed: of the positions.
     """
-    pending = [(_Pending(s), _Pending(s)) for s in samplings]
-    for row, held_out, tensors in rows:
-        known = targets or read_targets(samplings, [(row, held_out, tensors)], count, seed)
+    pending = [{"fit": _Pending(s), "tune": _Pending(s)} for s in samplings]
+    for row, role, tensors in rows:
+        known = targets or read_targets(samplings, [(row, role, tensors)], count, seed)
         for sampling, parts in zip(samplings, pending, strict=True):
             at, y = known[sampling.key(row)]
             first, inside = sampling.inputs[0], None
             if sampling.patches:
                 inside = first.inside(tensors[first.tensor].shape, at)
             x = sampling.features(tensors, at)
-            parts[held_out].add(x, y - sampling.added(tensors, at), inside)
-    return [Samples(fit.done(), held.done()) for fit, held in pending]
+            parts[role].add(x, y - sampling.added(tensors, at), inside)
+    return [Samples(parts["fit"].done(), parts["tune"].done()) for parts in pending]
 
 
-def split_rows(count: int, share: float, most: int) -> Iterator[bool]:
-    """Which of `count` rows are held out: every k-th, spread evenly, at most `most`."""
-    wanted = min(most, max(1, round(share * count)))
-    taken = 0
-    for row in range(count):
-        out = (row + 1) * wanted // count > taken
-        taken += out
-        yield bool(out)
+def split_rows(count: int) -> tuple[Role, ...]:
+    """What each of `count` rows (or batches) is for; every kind is spread evenly.
+
+    A fifth judges (100 are enough to rank by), 15 % tune, the rest is fitted on: of 50 rows 32
+    are fitted on, 8 tune and 10 judge.
+    """
+    roles: list[Role] = ["fit"] * count
+    _spread(roles, "judge", min(MOST_JUDGE, max(1, round(JUDGE_SHARE * count))))
+    _spread(roles, "tune", min(MOST_TUNE, max(1, round(TUNE_SHARE * count))))
+    return tuple(roles)
+
+
+def _spread(roles: list[Role], role: Role, wanted: int) -> None:
+    """Give a role to so many of the rows that are fitted on until now."""
+    free = [row for row, now in enumerate(roles) if now == "fit"]
+    for i, row in enumerate(free):
+        if (i + 1) * wanted // len(free) > i * wanted // len(free):
+            roles[row] = role

@@ -10,7 +10,7 @@ from typing import Any
 from onnxnas.channel_fit import Reader, check_samples, fit_widths, readers, resize
 from onnxnas.cost import Target
 from onnxnas.coupling import Coupling, Group
-from onnxnas.pass_contract import Fitted, Pass, Why
+from onnxnas.pass_contract import Fitted, Pass, Tick, Why, no_tick
 from onnxnas.rewriter import Rewriter
 from onnxnas.samples import Samples, Sampling
 from onnxnas.sites import Choice, Site
@@ -63,10 +63,11 @@ class WidthPass(Pass):
         choices: Sequence[Choice],
         data: Sequence[Samples],
         start: Sequence[Fitted] | None = None,
+        tick: Tick = no_tick,
     ) -> Sequence[Fitted]:
         check_samples(data)
         widths = [int(choice.params["width"]) for choice in choices]
-        fits = fit_widths(graph, self._readers(graph, site), widths, data, start)
+        fits = fit_widths(graph, self._readers(graph, site), widths, data, start, tick)
         return [Fitted(values, error) for values, error in fits]
 
     @staticmethod

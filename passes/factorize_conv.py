@@ -23,7 +23,7 @@ from onnxnas.channel_fit import (
 from onnxnas.cost import Target
 from onnxnas.least_squares import Floats, Linear, best_ridge, low_rank
 from onnxnas.ops import conv as conv_view
-from onnxnas.pass_contract import Fitted, Pass, Why
+from onnxnas.pass_contract import Fitted, Pass, Tick, Why, no_tick
 from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.samples import Samples, Sampling
 from onnxnas.sites import Choice, Site
@@ -110,15 +110,17 @@ class FactorizeConv(Pass):
         choices: Sequence[Choice],
         data: Sequence[Samples],
         start: Sequence[Fitted] | None = None,
+        tick: Tick = no_tick,
     ) -> Sequence[Fitted]:
         check_samples(data)
-        moments, held_out = together(data), data[0].held_out.moments
+        moments, tune = together(data), data[0].tune.moments
         node = graph.tensors()[site.tensor].inputs[0]
         prior = reader_weights(node)[0].astype(np.float64)
         every = np.arange(len(prior))
-        full = best_ridge(moments, held_out, every, prior)
+        full, _ = best_ridge(moments, tune, every, prior)
         fits = []
         for choice in choices:
+            tick()
             first, second = low_rank(moments, full.weight, int(choice.params["rank"]))
             weight = first @ second
             bias = (moments.y - moments.x @ weight) / max(1, moments.count)
@@ -127,7 +129,7 @@ class FactorizeConv(Pass):
                 "second": second.astype(np.float32),
                 "bias": bias.astype(np.float32),
             }
-            fits.append(Fitted(values, Linear(weight, bias).error(held_out)))
+            fits.append(Fitted(values, Linear(weight, bias).error(tune)))
         return fits
 
     def _site_reader(self, graph: Any, site: Site) -> Reader:

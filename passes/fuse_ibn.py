@@ -23,7 +23,7 @@ from onnxnas.coupling import Coupling
 from onnxnas.gradient_fit import Floats, FusedBlock, activation, refit_last, train
 from onnxnas.graph import values_of
 from onnxnas.least_squares import Moments, ridge
-from onnxnas.pass_contract import Fitted, Pass, Why
+from onnxnas.pass_contract import Fitted, Pass, Tick, Why, no_tick
 from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.samples import Samples, Sampling
 from onnxnas.sites import Choice, Site
@@ -143,23 +143,24 @@ class FuseIbn(Pass):
         choices: Sequence[Choice],
         data: Sequence[Samples],
         start: Sequence[Fitted] | None = None,
+        tick: Tick = no_tick,
     ) -> Sequence[Fitted]:
         found = _block(graph, site)
         assert found is not None
         block, reader = found
         check_samples(data[:-1])
         widths = [int(choice.params["width"]) for choice in choices]
-        fit, held_out = (windows_of(p, block) for p in (data[-1].fit, data[-1].held_out))
+        fit, tune = (windows_of(p, block) for p in (data[-1].fit, data[-1].tune))
         if start is None:
-            kepts = [v[KEPT] for v, _ in fit_widths(graph, [reader], widths, data[:-2])]
+            kepts = [v[KEPT] for v, _ in fit_widths(graph, [reader], widths, data[:-2], tick=tick)]
             students = [_start(block, kept, data[-2].fit.moments) for kept in kepts]
         else:
             students = [_resume(block, fitted) for fitted in start]
             kepts = [fitted.values[KEPT] for fitted in start]
         fits = []
         for kept, student in zip(kepts, students, strict=True):
-            refit_last(student, fit, held_out)
-            error = train(student, fit, held_out, steps=self.steps, rate=4e-3, seed=0)
+            refit_last(student, fit, tune)
+            error = train(student, fit, tune, steps=self.steps, rate=4e-3, seed=0, tick=tick)
             w = student.weights
             c, kernel = block.expand.in_channels, block.depthwise.kernel
             fused = w[0].reshape(*kernel, c, len(kept)).transpose(3, 2, 0, 1)

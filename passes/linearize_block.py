@@ -18,7 +18,7 @@ from onnxnas.cost import Target
 from onnxnas.graph import is_static
 from onnxnas.least_squares import Linear, best_ridge
 from onnxnas.ops import is_constant
-from onnxnas.pass_contract import Fitted, Pass, Why
+from onnxnas.pass_contract import Fitted, Pass, Tick, Why, no_tick
 from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.samples import Samples, Sampling, Window
 from onnxnas.sites import Choice, Site
@@ -97,23 +97,26 @@ class LinearizeBlock(Pass):
         choices: Sequence[Choice],
         data: Sequence[Samples],
         start: Sequence[Fitted] | None = None,
+        tick: Tick = no_tick,
     ) -> Sequence[Fitted]:
-        fit, held_out = data[0].fit.moments, data[0].held_out.moments
+        fit, tune = data[0].fit.moments, data[0].tune.moments
         check_samples(data)
+        tick()
         identity = np.eye(len(fit.x))
         fits = []
         for k, choice in enumerate(choices):
             if choice.label == "linear":
                 pull = identity if start is None else start[k].values["weight"][:, :, 0, 0].T
-                linear = best_ridge(fit, held_out, np.arange(len(identity)), pull)
+                linear, error = best_ridge(fit, tune, np.arange(len(identity)), pull)
                 weight = linear.weight.T.astype(np.float32)[:, :, None, None]
                 values: dict[str, NDArray[Any]] = {
                     "weight": weight,
                     "bias": linear.bias.astype(np.float32),
                 }
             else:
-                linear, values = Linear(identity, np.zeros(len(identity))), {}
-            fits.append(Fitted(values, linear.error(held_out)))
+                values = {}
+                error = Linear(identity, np.zeros(len(identity))).error(tune)
+            fits.append(Fitted(values, error))
         return fits
 
     def _branch(self, add: Any, outputs: set[str]) -> tuple[str, list[str]] | str:

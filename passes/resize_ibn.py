@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from onnxnas.block_fit import IbnBlock, ibn_block, train_block
 from onnxnas.coupling import Coupling, Group
-from onnxnas.pass_contract import Fitted
+from onnxnas.pass_contract import Fitted, Tick, no_tick
 from onnxnas.samples import Samples, Sampling
 from onnxnas.sites import Choice, Site
 from onnxnas.width_pass import WidthPass, inside_block
@@ -54,15 +54,16 @@ class ResizeIbn(WidthPass):
         choices: Sequence[Choice],
         data: Sequence[Samples],
         start: Sequence[Fitted] | None = None,
+        tick: Tick = no_tick,
     ) -> Sequence[Fitted]:
         block = self._block(graph, site)
         if block is None:
-            return super().recover(graph, site, choices, data, start)
+            return super().recover(graph, site, choices, data, start, tick)
         if not block.fits(data[-1]):  # another choice narrowed its input, and fits its expand
-            return super().recover(graph, site, choices, data[:-1])
-        fits = start or super().recover(graph, site, choices, data[:-1])
+            return super().recover(graph, site, choices, data[:-1], tick=tick)
+        fits = start or super().recover(graph, site, choices, data[:-1], tick=tick)
         return [
-            Fitted(*train_block(block, dict(fit.values), data[-1], steps=self.steps))
+            Fitted(*train_block(block, dict(fit.values), data[-1], steps=self.steps, tick=tick))
             for fit in fits
         ]
 

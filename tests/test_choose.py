@@ -69,7 +69,8 @@ def test_data_buys_what_exact_rewrites_cannot(optimize: Optimize) -> None:
     assert "runs as the original does" in fitted.verification.lines()[-1]
     found = fitted.search["recovery"]
     assert found["bound"] == {"on": "agreement", "max_drop": 0.3}
-    assert found["rows_fitted_on"] == 64
+    assert found["rows_fitted_on"] == 52
+    assert found["rows_tuned_by"] == 12
     assert found["rows_held_out"] == 16
     (chosen,) = [f for f in found["finalists"] if f["chosen"]]
     assert chosen["drop"] <= 0.3

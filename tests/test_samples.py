@@ -11,7 +11,7 @@ from oracle import run
 
 from onnxnas.graph import from_model
 from onnxnas.ops import Conv, conv
-from onnxnas.samples import Sampling, Window, read_samples, read_targets, split_rows
+from onnxnas.samples import Role, Sampling, Window, read_samples, read_targets, split_rows
 
 RNG = np.random.default_rng(0)
 
@@ -60,19 +60,19 @@ def test_positions_repeat_and_differ_by_row() -> None:
     assert not np.array_equal(first, sampling.positions((1, 4, 20, 20), 0, 10, 8))
 
 
-def rows(count: int, shift: float = 0.0) -> list[tuple[int, bool, dict[str, Any]]]:
+def rows(count: int, shift: float = 0.0) -> list[tuple[int, Role, dict[str, Any]]]:
     rng = np.random.default_rng(4)
     values = rng.standard_normal((count, 2, 1, 3, 6, 6)).astype(np.float32)
-    outs = list(split_rows(count, 0.25, 100))
-    return [(i, outs[i], {"x": v[0] + shift, "y": v[1]}) for i, v in enumerate(values)]
+    roles: list[Role] = ["tune" if row % 4 == 3 else "fit" for row in range(count)]
+    return [(i, roles[i], {"x": v[0] + shift, "y": v[1]}) for i, v in enumerate(values)]
 
 
-def test_held_out_rows_are_in_no_fit() -> None:
+def test_rows_to_tune_by_are_in_no_fit() -> None:
     sampling = Sampling((Window("x"),), "y", most=10_000)
     (samples,) = read_samples([sampling], rows(8), None, 8, 0)
-    fitted = [t["y"] for _, out, t in rows(8) if not out]
+    fitted = [t["y"] for _, role, t in rows(8) if role == "fit"]
     assert samples.fit.moments.count == 6 * 36
-    assert samples.held_out.moments.count == 2 * 36
+    assert samples.tune.moments.count == 2 * 36
     expected = np.concatenate([y[0].reshape(3, -1) for y in fitted], 1).sum(1)
     np.testing.assert_allclose(samples.fit.moments.y, expected, rtol=1e-5)
 
@@ -95,12 +95,12 @@ def test_memory_does_not_grow_with_the_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "most", "held_out"),
-    [(10, 0.2, 100, 2), (1000, 0.2, 100, 100), (3, 0.1, 9, 1)],
+    ("count", "tune", "judge"), [(50, 8, 10), (250, 38, 50), (10_000, 100, 100), (3, 1, 1)]
 )
-def test_held_out_rows_are_spread(count: int, share: float, most: int, held_out: int) -> None:
-    split = list(split_rows(count, share, most))
-    assert len(split) == count
-    assert sum(split) == held_out
-    places = np.flatnonzero(split)
-    assert np.ptp(np.diff(places)) <= 1 if held_out > 1 else True
+def test_every_row_has_one_role_and_each_role_is_spread(count: int, tune: int, judge: int) -> None:
+    roles = split_rows(count)
+    assert (roles.count("tune"), roles.count("judge")) == (tune, judge)
+    assert roles.count("fit") == count - tune - judge > 0
+    for role in ("tune", "judge"):
+        places = np.flatnonzero([r == role for r in roles])
+        assert np.ptp(np.diff(places)) <= 3 if len(places) > 1 else True

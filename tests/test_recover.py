@@ -1,0 +1,87 @@
+"""Fitting stops when the time is up, keeps what it has, and never holds all rows."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import onnx
+import pytest
+from fitting import recovery
+
+from onnxnas.calibration import Calibration
+from onnxnas.held_out import HeldOut
+from onnxnas.pass_contract import OutOfTime
+from onnxnas.passes.resize_ibn import ResizeIbn
+from onnxnas.recover import OUT_OF_TIME, FitRows, Recovery
+from onnxnas.sites import Candidate
+
+
+def blocks(count: int, size: int = 8) -> onnx.ModelProto:
+    b = models.ModelBuilder([1, 6, size, size])
+    y = b.x
+    for _ in range(count):
+        y = b.ibn(y, 6, 32, 6)
+    return b.build(y)
+
+
+def moves(found: Recovery) -> list[tuple[str, str]]:
+    return [(site.id, choice.label) for site in found.space for choice in site.choices]
+
+
+def test_a_fit_under_way_is_given_up_when_the_time_is_up(tmp_path: Path) -> None:
+    found = recovery(tmp_path, blocks(2), ResizeIbn(steps=10**9))
+    found.deadline = time.monotonic() + 1.0
+    start = time.monotonic()
+    fits, refused = found.alone(moves(found))
+    assert time.monotonic() - start < 4.0
+    assert not fits
+    assert refused == dict.fromkeys(moves(found), OUT_OF_TIME)
+
+
+def test_choices_in_order_are_not_half_fitted(tmp_path: Path) -> None:
+    found = recovery(tmp_path, blocks(2), ResizeIbn(steps=0))
+    candidate = Candidate.of({site.id: "to-24" for site in found.space})
+    fits, _ = found.in_order(candidate)
+    assert len(fits) == 2
+    found.deadline = time.monotonic() - 1.0
+    with pytest.raises(OutOfTime):
+        found.in_order(Candidate.of({site.id: "to-16" for site in found.space}))
+    kept, refused = found.alone(list(fits))
+    assert (set(kept), refused) == (set(fits), {})  # what is on disk takes no time
+
+
+def test_judging_stops_too(tmp_path: Path) -> None:
+    found = recovery(tmp_path, blocks(1), ResizeIbn(steps=0))
+    judge = HeldOut.of(found.graph, found.rows)
+    judge.tick = found.tick
+    found.deadline = time.monotonic() - 1.0
+    with pytest.raises(OutOfTime):
+        judge._run(found.graph, [j.tensor for j in judge.judged])
+
+
+def test_rows_are_never_all_in_memory(tmp_path: Path) -> None:
+    count, shape = 2500, (6, 32, 32)
+
+    def read(indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+        for index in indices:
+            rng = np.random.default_rng(index)
+            yield {"x": rng.standard_normal(shape, np.float32)}
+
+    few = np.stack([row["x"] for row in read(range(60))])
+    found = recovery(tmp_path, blocks(1, 32), ResizeIbn(steps=5, windows=6000), few)
+    tracemalloc.start()
+    try:
+        found.rows = FitRows.of(Calibration("rows", tuple(range(count)), 1, (), read))
+        fits, _ = found.alone(moves(found)[:1])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert fits
+    assert len(found.rows) == count
+    assert peak < 0.5 * count * few[0].nbytes, f"{peak / 2**20:.1f} MiB"
