@@ -48,6 +48,13 @@ EvaluateOpt = Annotated[
         "arrays, e.g. top1=test.npz; or your own module:function(session) -> float.",
     ),
 ]
+RulesOpt = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.toml",
+        help="What to leave out, force or prefer, e.g. fuse-ibn = 'never in head*'.",
+    ),
+]
 JsonOpt = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Also write the report as JSON.")
 ]

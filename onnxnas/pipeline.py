@@ -41,6 +41,7 @@ def optimize(
     max_drop: float | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     library: Path | None = None,
+    rules: Path | None = None,
     budget_s: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -60,6 +61,7 @@ def optimize(
         input_shapes: fixes dynamic dimensions for costing and verification; the exported
             model keeps them dynamic.
         library: folder of weights that were fitted before, by data and choice; None keeps none.
+        rules: file of what to leave out, force or prefer, see `onnxnas.rule_file`.
         budget_s: seconds for the search; None means until it converges.
         seed: of the random inputs used to verify, and of sampled positions.
         progress: called with (what, done, total).
@@ -75,7 +77,13 @@ def optimize(
     report_progress = progress or (lambda *_: None)
     report_progress("reading and cleaning the model", 0, 1)
     prepared = prepare(
-        model, target, passes=passes, skip=skip, exact_only=exact_only, input_shapes=input_shapes
+        model,
+        target,
+        passes=passes,
+        skip=skip,
+        exact_only=exact_only,
+        input_shapes=input_shapes,
+        rules=rules,
     )
     if task is not None and task.arrays is not None:
         data = checked(prepared.source, task.metric, task.arrays)
@@ -216,6 +224,7 @@ def finish(
         (*prepared.warnings, *verification.notes, *_unavailable(original.cost)),
         quality,
         prepared.external,
+        prepared.ruled,
     )
 
 

@@ -17,6 +17,8 @@ from onnxnas.loading import external_files, load_model
 from onnxnas.normalise import Normalised, normalise
 from onnxnas.pass_contract import Miss, Pass, Why
 from onnxnas.plugins import choose_passes, load_passes, load_target
+from onnxnas.rule_file import read_rules
+from onnxnas.rules import Ruled, apply_rules
 from onnxnas.sites import SearchSpace, Site
 
 DEFAULT_TARGET = "ethos-u55-128"
@@ -52,6 +54,7 @@ class Prepared:
         misses: places that were declined, with reasons.
         input_shapes: static shape of every input, for costing and verification.
         external: the file has its weights in another file, and so has the result.
+        ruled: what the user's rules made of the space, which is `ruled.space`; None without any.
     """
 
     source: Any
@@ -67,6 +70,7 @@ class Prepared:
     input_shapes: Mapping[str, tuple[int, ...]]
     warnings: tuple[str, ...] = ()
     external: bool = False
+    ruled: Ruled | None = None
 
 
 def prepare(
@@ -77,6 +81,7 @@ def prepare(
     skip: Sequence[str] | None = None,
     exact_only: bool = False,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    rules: Path | None = None,
     clean: bool = True,
 ) -> Prepared:
     """Load and clean a model, load the target, find every site.
@@ -88,15 +93,17 @@ def prepare(
         skip: not these.
         exact_only: leave out choices that are not exact.
         input_shapes: fixes dynamic dimensions for costing and verification.
+        rules: file of what to leave out, force or prefer, see `onnxnas.rule_file`.
         clean: False takes the model exactly as it is.
 
     Raises:
-        UsageError: the file, the target, a pass name or a shape cannot be used.
+        UsageError: the file, the target, a pass name, a shape or a rule cannot be used.
         UnsupportedError: the model holds something that cannot be carried through.
     """
     cost_model = load_target(target)
     known, broken = load_passes()
     chosen = choose_passes(known, passes, skip)
+    rules_read = () if rules is None else read_rules(rules, known)
     if isinstance(model, (str, Path)):
         source, name, external = load_model(model), str(model), bool(external_files(model))
         digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
@@ -124,6 +131,10 @@ def prepare(
         sites = [s for s in sites if not s.tensors & unchecked]
     if exact_only:
         sites = [s for s in map(_only_exact, sites) if s.choices]
+    space, ruled = SearchSpace(tuple(sites)), None
+    if rules_read:
+        view = graphs.static_view(graph, shapes)
+        ruled = apply_rules(rules_read, space, view, lambda: cost_model.cost(view))
     return Prepared(
         source,
         name,
@@ -132,12 +143,16 @@ def prepare(
         cleaned.steps,
         graph,
         {p.name: p for p in chosen},
-        SearchSpace(tuple(sites)),
+        space if ruled is None else ruled.space,
         tuple(misses),
         cost_model,
         shapes,
-        tuple(f"Pass {b.name!r} of {b.owner} cannot be loaded: {b.reason}" for b in broken),
+        (
+            *(f"Pass {b.name!r} of {b.owner} cannot be loaded: {b.reason}" for b in broken),
+            *(ruled.warnings if ruled else ()),
+        ),
         external,
+        ruled,
     )
 
 

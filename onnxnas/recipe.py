@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,7 @@ from typing import Any
 
 from onnxnas.errors import UsageError
 from onnxnas.sites import Candidate
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from onnxnas.toml_file import parse_toml, read_text
 
 FORMAT = 1
 
@@ -66,10 +61,7 @@ class Recipe:
         Raises:
             UsageError: it is not a recipe; names the place.
         """
-        try:
-            data: dict[str, Any] = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{where} is not valid TOML: {error}.") from error
+        data: dict[str, Any] = parse_toml(text, where)
         if data.get("format") != FORMAT:
             raise UsageError(
                 f"{where} has format {data.get('format')!r}, this version reads format {FORMAT}."
@@ -102,11 +94,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UsageError: it cannot be read or is not a recipe.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read recipe {path}: {error}.") from error
-    return Recipe.from_toml(text, str(path))
+    return Recipe.from_toml(read_text(path, "recipe"), str(path))
 
 
 def _text(value: str) -> str:

@@ -16,6 +16,7 @@ from onnxnas.pass_contract import Miss
 from onnxnas.prepare import Network
 from onnxnas.quality import Quality
 from onnxnas.recipe import Recipe
+from onnxnas.rules import Ruled
 from onnxnas.search import LedgerRow, Trial
 from onnxnas.verify import Verification
 from onnxnas.version import __version__
@@ -33,6 +34,7 @@ class Result:
         search: strategy, seed, evaluations, seconds, why it stopped.
         quality: the task metric before and after, where one was given.
         external: weights are written to a file beside the model, as the input's were.
+        ruled: what the user's rules did; None without any.
     """
 
     model: Any
@@ -54,6 +56,7 @@ class Result:
     warnings: tuple[str, ...] = ()
     quality: tuple[Quality, ...] = ()
     external: bool = False
+    ruled: Ruled | None = None
     version: str = __version__
 
     @property

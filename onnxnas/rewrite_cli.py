@@ -19,6 +19,7 @@ from onnxnas.options import (
     ModelArg,
     OutOpt,
     PassesOpt,
+    RulesOpt,
     ScaleOpt,
     SeedOpt,
     ShapeOpt,
@@ -64,6 +65,7 @@ def optimize(
         typer.Option(metavar="1%|0.01", help="Most that the metric of --evaluate may fall."),
     ] = None,
     input_shape: ShapeOpt = None,
+    rules: RulesOpt = None,
     budget: Annotated[
         str | None, typer.Option(help="Time for the search, e.g. 90s, 10m, 1h.")
     ] = None,
@@ -90,6 +92,7 @@ def optimize(
             skip=names(skip),
             exact_only=exact_only,
             input_shapes=shapes,
+            rules=rules,
         )
         console.show_plan(prepared)
         return
@@ -108,6 +111,7 @@ def optimize(
             task=task,
             max_drop=drop,
             input_shapes=shapes,
+            rules=rules,
             library=run_dir / "fitted",
             budget_s=budget_s,
             seed=seed,
@@ -158,6 +162,7 @@ def inspect(
     passes: PassesOpt = None,
     skip: SkipOpt = None,
     input_shape: ShapeOpt = None,
+    rules: RulesOpt = None,
     why: Annotated[bool, typer.Option("--why", help="Also list declined places.")] = False,
     json_to: JsonOpt = None,
 ) -> None:
@@ -171,6 +176,7 @@ def inspect(
         passes=names(passes),
         skip=names(skip),
         input_shapes=shapes_of(model, input_shape),
+        rules=rules,
     )
     if json_to:
         write_json(json_to, _inspected(prepared))

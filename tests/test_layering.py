@@ -14,16 +14,18 @@ ROOT = Path(__file__).parents[1]
 LAYERS = """
 7 __init__ __main__ cli rewrite_cli options console import_cli target_cli
 6 pipeline choose report recipe result testing
-5 prepare search materialize verify evaluate quality metrics
+5 prepare search cost_table materialize verify evaluate quality metrics
+5 problem strategy strategies exact evolution journal study front
 5 proxies recover divergence held_out recovery_search
-5 front_point rules
+5 front_point rules rule_file transfer
 4 plugins
 4 passes.* hwmodels.*
 3 pass_contract cost calibration pictures samples channel_fit width_pass gradient_fit block_fit
+3 objectives
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
 2 channel_values least_squares memory fusion pointwise squeeze_excite
 1 graph roundtrip protos loading normalise runtime difference probes foreign excerpt
-0 errors version
+0 errors version toml_file
 """
 """Imports point down, or stay in a layer without a cycle."""
 
