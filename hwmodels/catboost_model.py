@@ -12,7 +12,7 @@ networks keep; and for networks, the factor on the root sum of squares of those 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxnas.cost import Cost, CostModel, KernelCost, Target
+from onnxnas.cost import Cost, KernelCost, KernelCostModel, SeenKernel, Target
 from onnxnas.errors import UsageError
 from onnxnas.hwmodels.baseline import Baseline
 from onnxnas.hwmodels.coverage import Coverage
 from onnxnas.hwmodels.features import FEATURES, feature_matrix
 from onnxnas.hwmodels.kernel_table import KernelTable
-from onnxnas.hwmodels.peak_memory import with_memory
+from onnxnas.hwmodels.peak_memory import live_bytes, stored_weights, with_memory
 from onnxnas.hwmodels.placement import Placement, place
 from onnxnas.kernels import Kernel, split_kernels
 from onnxnas.weight_statistics import WeightStatistics
@@ -61,7 +61,7 @@ def root_sum(cycles: NDArray[np.float64], widths: NDArray[np.float64]) -> float:
     return float(np.sqrt(((cycles * np.expm1(widths)) ** 2).sum()))
 
 
-class CatBoostCostModel(CostModel):
+class CatBoostCostModel(KernelCostModel):
     """The trained model of one target.
 
     Args:
@@ -88,11 +88,7 @@ class CatBoostCostModel(CostModel):
 
     def cost_many(self, graphs: Sequence[Any]) -> list[Cost]:
         """Costs of several networks from one call of the regression."""
-        networks = [split_kernels(graph, self._statistics) for graph in graphs]
-        placements = [
-            place(self.target, graph, kernels)
-            for graph, kernels in zip(graphs, networks, strict=True)
-        ]
+        networks, placements = self._split(graphs)
         return [
             with_memory(cost, self.target, graph, kernels)
             for cost, graph, kernels in zip(
@@ -122,23 +118,67 @@ class CatBoostCostModel(CostModel):
             costs.append(self._cost(kernels, cycles[rows], widths[rows], gaps[rows]))
         return costs
 
+    def see(self, graphs: Sequence[Any]) -> list[list[SeenKernel]]:
+        """See `KernelCostModel.see`."""
+        networks, placements = self._split(graphs)
+        table = KernelTable.of(networks, placements)
+        matrix, base = self._features(table)
+        keys = [r.tobytes() + b.tobytes() for r, b in zip(matrix, base, strict=True)]
+        unknown = self._coverage.unknown
+        seen, first = [], 0
+        for graph, kernels in zip(graphs, networks, strict=True):
+            weights = stored_weights(self.target, kernels)
+            live = live_bytes(self.target, graph, kernels)
+            own, first = keys[first : first + len(kernels)], first + len(kernels)
+            rows = zip(kernels, own, weights, live, strict=True)
+            seen.append(
+                [
+                    SeenKernel(k.output, None if unknown(k.op) else key, k.macs, stored, alive)
+                    for k, key, stored, alive in rows
+                ]
+            )
+        return seen
+
+    def cycles_of(self, keys: Sequence[Hashable]) -> NDArray[np.float64]:
+        """See `KernelCostModel.cycles_of`."""
+        cycles = np.full(len(keys), np.nan)
+        known = {i: key for i, key in enumerate(keys) if isinstance(key, bytes)}
+        if known:
+            base = np.frombuffer(b"".join(key[-8:] for key in known.values()), np.float64)
+            logs = self._logs([key[:-8] for key in known.values()])
+            cycles[list(known)] = base * np.exp(logs)
+        return cycles
+
     def predict(self, table: KernelTable) -> NDArray[np.float64]:
         """Cycles of every row; kernels met before in the same context cost no evaluation."""
         if not len(table):
             return np.zeros(0)
+        matrix, base = self._features(table)
+        result: NDArray[np.float64] = base * np.exp(self._logs([r.tobytes() for r in matrix]))
+        return result
+
+    def _split(self, graphs: Sequence[Any]) -> tuple[list[list[Kernel]], list[Placement]]:
+        networks = [split_kernels(graph, self._statistics) for graph in graphs]
+        return networks, [
+            place(self.target, graph, kernels)
+            for graph, kernels in zip(graphs, networks, strict=True)
+        ]
+
+    def _features(self, table: KernelTable) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Features and baseline of every row."""
         bounds = self._baseline.bounds(table)
         base = self._baseline.guess(table, bounds)
-        matrix = feature_matrix(table, bounds, base, self._ops, self._activations)
+        return feature_matrix(table, bounds, base, self._ops, self._activations), base
+
+    def _logs(self, rows: Sequence[bytes]) -> NDArray[np.float64]:
+        """What the trees say to rows of features."""
         if len(self._known) > _MEMORY_ENTRIES:
             self._known.clear()
-        keys = [row.tobytes() for row in matrix]
-        new = {key: i for i, key in enumerate(keys) if key not in self._known}
-        if new:
-            found = self._trees.predict(matrix[list(new.values())], thread_count=1)
+        if new := list(dict.fromkeys(row for row in rows if row not in self._known)):
+            matrix = np.frombuffer(b"".join(new), np.float32).reshape(len(new), -1)
+            found = self._trees.predict(matrix, thread_count=1)
             self._known.update(zip(new, found.tolist(), strict=True))
-        logs = np.array([self._known[key] for key in keys])
-        result: NDArray[np.float64] = base * np.exp(logs)
-        return result
+        return np.array([self._known[row] for row in rows])
 
     def _cost(
         self,

@@ -88,15 +88,14 @@ class IsolatedCostModel(CatBoostCostModel):
         """See `CatBoostCostModel.cost_kernels`; placements are not looked at."""
         return super().cost_kernels([[alone(k) for k in kernels] for kernels in networks])
 
-    def predict(self, table: KernelTable) -> NDArray[np.float64]:
-        """See `CatBoostCostModel.predict`."""
+    def _features(self, table: KernelTable) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         numbers = table.numbers.copy()
         lone = KernelTable(table.ops, table.activations, numbers, np.arange(len(table)))
         for column in _PLACE.keys() & set(NUMBERS):
             lone[column][:] = _PLACE[column]
         for column in ("previous", "following"):
             lone[column][:] = -1
-        return super().predict(lone)
+        return super()._features(lone)
 
 
 _PLACE: Mapping[str, Any] = {f.name: f.default for f in fields(Kernel) if f.default is not MISSING}

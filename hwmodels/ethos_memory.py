@@ -110,6 +110,27 @@ def plan(
     return {**near, "dram": peak(found.far)}
 
 
+def live_bytes(graph: Any, kernels: Sequence[Kernel], system: System) -> list[int]:
+    """Bytes in the fuller of the memories that hold activations while each kernel runs.
+
+    Their largest is the largest of `plan` without `cycles`; 0 for kernels without a step.
+    """
+    found = arrange(graph, kernels, system)
+    result = [0] * len(kernels)
+    if not found.steps.steps:
+        return result
+    times = moments(len(found.steps.steps), found.cascades)
+    end = times[-1] + 3
+    near = _at([*found.near, *found.rolling, *found.weights], end)
+    far = _at(found.far, end)
+    for i, step in enumerate(found.steps.steps):
+        begin = times[i] if i else 0
+        until = next((t for t in times[i + 1 :] if t > times[i]), end)
+        most = max(max(near[begin:until]), max(far[begin:until]))
+        result[step.kernel] = max(result[step.kernel], most)
+    return result
+
+
 def arrange(
     graph: Any,
     kernels: Sequence[Kernel],

@@ -34,12 +34,32 @@ def peaks(
     return {"activations": peak(activations(graph, kernels))}
 
 
-def weight_bytes(target: Target, kernels: Sequence[Kernel]) -> int:
-    """Bytes of all weights as the target stores them, biases not counted."""
+def live_bytes(target: Target, graph: Any, kernels: Sequence[Kernel]) -> list[int]:
+    """Bytes in the fullest memory while each kernel runs; the largest is the peak.
+
+    Arguments as of `peaks`, with cycles guessed from work and traffic.
+    """
+    if _ethos(target):
+        return ethos_memory.live_bytes(graph, kernels, ethos_memory.System.of(target))
+    alive = [0] * (len(kernels) + 1)
+    for buffer in activations(graph, kernels):
+        for moment in range(max(0, buffer.start), min(len(kernels), buffer.end) + 1):
+            alive[moment] += buffer.size
+    last = max(alive[-2:], default=0)
+    return [*alive[: max(0, len(kernels) - 1)], *([last] if kernels else [])]
+
+
+def stored_weights(target: Target, kernels: Sequence[Kernel]) -> list[float]:
+    """Bytes of each kernel's weights as the target stores them, biases not counted."""
     if _ethos(target):
         family = ethos_memory.System.of(target).family
-        return round(sum(encoded_bytes(k, family) for k in kernels))
-    return sum(k.weights for k in kernels)
+        return [encoded_bytes(k, family) for k in kernels]
+    return [float(k.weights) for k in kernels]
+
+
+def weight_bytes(target: Target, kernels: Sequence[Kernel]) -> int:
+    """Bytes of all weights as the target stores them, biases not counted."""
+    return round(sum(stored_weights(target, kernels)))
 
 
 def with_memory(cost: Cost, target: Target, graph: Any, kernels: Sequence[Kernel]) -> Cost:

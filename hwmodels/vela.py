@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxnas.cost import Cost, CostModel, KernelCost, Target
+from onnxnas.cost import Cost, CostModel, KernelCost, KernelCostModel, Target
 from onnxnas.errors import UnsupportedError
+from onnxnas.hwmodels import catboost_model
 from onnxnas.hwmodels.tflite_context import WeightCache
 from onnxnas.hwmodels.tflite_lowering import Lowered, Part, lower
 from onnxnas.hwmodels.vela_compiler import Compiled, System, VelaCompiler
@@ -75,6 +76,11 @@ class VelaCostModel(CostModel):
         except BaseException:
             self._compiler.cancel()
             raise
+
+    def predictor(self) -> KernelCostModel | None:
+        """The trained model of the built-in target of that name."""
+        card = Path(__file__).with_name(f"{self.target.name}.json")
+        return catboost_model.load(card) if card.with_suffix(".cbm").exists() else None
 
     def lower(self, graph: Any) -> Lowered:
         """The TFLite file that is compiled for a graph, and what became of each node."""

@@ -9,9 +9,12 @@ unavailable with the reason; an unknown kernel is never a silent zero.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 Kind = Literal["predicted", "estimate", "measured"]
 """Where a figure comes from: a regression, a vendor's static model, or a real run."""
@@ -158,3 +161,53 @@ class CostModel(ABC):
     def cost_many(self, graphs: Sequence[Any]) -> list[Cost]:
         """Cost several networks; backends override it to work in parallel or interleaved."""
         return [self.cost(graph) for graph in graphs]
+
+    def predictor(self) -> KernelCostModel | None:
+        """What was learned from this source: answers at once, kernel by kernel; None if nothing.
+
+        Raises:
+            UsageError: there is a learned model, but it cannot be used here.
+        """
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SeenKernel:
+    """One kernel as a `KernelCostModel` sees it.
+
+    Attributes:
+        output: name of the ONNX tensor it writes; tells kernels of one network apart.
+        key: everything its cycles depend on, its surroundings included.
+        macs: multiply-accumulates.
+        weight_bytes: of its weights as the target stores them.
+        live_bytes: activations in the fullest memory while it runs.
+    """
+
+    output: str
+    key: Hashable
+    macs: int
+    weight_bytes: float
+    live_bytes: int
+
+
+class KernelCostModel(CostModel):
+    """A cost model whose figure for a network is the sum of its kernels'.
+
+    `CostTable` builds on it: it looks at networks, which is slow, without costing them, and costs
+    the kernels of all of them in one go.
+    """
+
+    @abstractmethod
+    def see(self, graphs: Sequence[Any]) -> list[list[SeenKernel]]:
+        """The kernels of each network, in order; graphs as for `cost`."""
+
+    @abstractmethod
+    def cycles_of(self, keys: Sequence[Hashable]) -> NDArray[np.float64]:
+        """Cycles of kernels by their `SeenKernel.key`; NaN where there is no figure.
+
+        The cycles of a network's keys sum up to `Cost.cycles`, those without a figure left out.
+        """
+
+    def predictor(self) -> KernelCostModel | None:
+        """It is one itself."""
+        return self

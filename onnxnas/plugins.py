@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from onnxnas.cost import CostModel
+from onnxnas.cost import CostModel, KernelCostModel
 from onnxnas.errors import UsageError, unknown_name
 from onnxnas.pass_contract import Pass
 
@@ -84,6 +84,15 @@ def load_target(name: str) -> CostModel:
     if not isinstance(made, CostModel):
         raise UsageError(f"Target {name!r} of {_owner(points[name])} is not a CostModel.")
     return made
+
+
+def load_predictor(name: str) -> KernelCostModel | None:
+    """What was learned about a target, None where nothing was; arguments as of `load_target`.
+
+    Raises:
+        UsageError: there is no such target, or what was learned cannot be used here.
+    """
+    return load_target(name).predictor()
 
 
 def choose_passes(

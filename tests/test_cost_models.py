@@ -87,6 +87,18 @@ class Stumbling(ToyCostModel):
         return super().cost(graph)
 
 
+def test_kernels_that_were_seen_add_up_to_the_cost(model: CatBoostCostModel) -> None:
+    graphs = [tiny(70), tiny(71)]
+    for seen, cost in zip(model.see(graphs), model.cost_many(graphs), strict=True):
+        assert [k.output for k in seen] == [k.output for k in cost.kernels]
+        cycles = model.cycles_of([k.key for k in seen])
+        assert cycles.tolist() == pytest.approx([k.cycles for k in cost.kernels], rel=1e-12)
+        assert sum(k.macs for k in seen) == cost.macs
+        assert round(sum(k.weight_bytes for k in seen)) == cost.weight_bytes
+        assert max(k.live_bytes for k in seen) == cost.peak_activation_bytes
+    assert np.isnan(model.cycles_of([None])).all()
+
+
 def test_measuring_resumes_after_a_kill(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         measuring.measure(Stumbling(dies_at=12), tmp_path, tinies(20))

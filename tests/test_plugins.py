@@ -10,6 +10,7 @@ from pathlib import Path
 import models
 import onnx
 import pytest
+from fakes import ToyCostModel
 
 from onnxnas.errors import UsageError
 from onnxnas.graph import from_model, static_view
@@ -18,6 +19,7 @@ from onnxnas.plugins import (
     TARGET_GROUP,
     choose_passes,
     load_passes,
+    load_predictor,
     load_target,
     target_names,
 )
@@ -161,3 +163,15 @@ def test_passes_are_chosen_by_name_in_their_own_order() -> None:
     assert "merge-linear-convs" not in [p.name for p in skipped]
     with pytest.raises(UsageError, match="Unknown pass 'dense'"):
         choose_passes(passes, ["dense"], None)
+
+
+def test_what_was_learned_about_a_built_in_target_is_found_by_its_name() -> None:
+    learned = load_predictor("ethos-u55-128")
+    assert learned is not None
+    assert learned.predictor() is learned
+    assert (learned.target.name, learned.target.kind) == ("ethos-u55-128", "predicted")
+    assert load_target("ethos-u55-128").target.kind == "estimate"
+
+
+def test_a_target_nobody_learned_about_has_no_predictor() -> None:
+    assert ToyCostModel().predictor() is None
