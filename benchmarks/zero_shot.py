@@ -50,7 +50,10 @@ def main() -> None:
     search = recovery_search(prepared, calibration, args.library, 0, said)
     search.judge_alone()
     rng = np.random.default_rng(args.seed)
-    scores, cycles, damage, sums = [], [], [], []
+    scores: list[dict[str, float]] = []
+    cycles: list[float] = []
+    damage: list[float] = []
+    sums: list[float] = []
     moves = sorted(search.singles)
     while moves and len(scores) < args.candidates:
         candidate = Candidate()
