@@ -9,6 +9,7 @@ second (`finish`), so a recipe replays to the bytes the search wrote.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from onnxnas.quality import Quality, Task, compare
 from onnxnas.recipe import Recipe, read_recipe
 from onnxnas.result import Result
 from onnxnas.search import LedgerRow, Progress, Trial
-from onnxnas.sites import Candidate
+from onnxnas.sites import Candidate, SearchSpace
+from onnxnas.transfer import fingerprints, matches
 from onnxnas.verify import Verification, find_guilty, verify
 from onnxnas.version import __version__
 
@@ -111,6 +113,7 @@ def optimize(
         ledger=chosen.ledger,
         trials=chosen.trials,
         search=chosen.search,
+        notes=chosen.notes,
     )
 
 
@@ -121,6 +124,7 @@ def apply(
     calibration: Calibration | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     library: Path | None = None,
+    transfer: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Result:
@@ -128,16 +132,32 @@ def apply(
 
     Weights that were fitted are fitted again on the same calibration data.
 
+    Args:
+        transfer: the recipe is another model's: its places are found by what they look like, and
+            what has no like here is left out, with a warning each.
+
     Raises:
         UsageError: the recipe cannot be read, or a site of it is not in this model.
         VerificationError: a rewrite changed the outputs; names it.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
-    prepared = prepare(model, recipe.target, input_shapes=input_shapes or recipe.input_shapes)
+    if not transfer:
+        shapes = input_shapes or recipe.input_shapes
+        prepared = prepare(model, recipe.target, input_shapes=shapes)
+        candidate = recipe.candidate
+        _refuse_foreign(prepared, recipe)
+    else:
+        prepared = prepare(model, recipe.target, input_shapes=input_shapes)
+        found = matches(recipe, prepared.space, prepared.graph)
+        candidate = Candidate.of(dict(m.found for m in found if m.found))
+        if found and not candidate.decisions:
+            raise UsageError(f"Nothing of the recipe can be made in this model: {found[0]}.")
+        told = tuple(f"Recipe: {m}" for m in found if m.moved or not m.found)
+        prepared = replace(prepared, warnings=(*prepared.warnings, *told))
     return finish(
         prepared,
-        recipe.candidate,
-        weights=fit_again(prepared, recipe.candidate, calibration, library, seed, progress),
+        candidate,
+        weights=fit_again(prepared, candidate, calibration, library, seed, progress),
         calibration=calibration,
         seed=seed,
         progress=progress,
@@ -170,6 +190,7 @@ def finish(
     progress: Progress | None = None,
     ledger: tuple[LedgerRow, ...] = (),
     trials: tuple[Trial, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Result:
     """Rewrite, verify against the original, and cost what will really be written.
 
@@ -187,6 +208,7 @@ def finish(
         {site.id: choice.exactness for site, choice in decided},
         f"onnxnas {__version__}",
         prepared.sha256,
+        fingerprints(candidate, _every_site(prepared), prepared.graph),
     )
     model = build(prepared, candidate, recipe, weights)
     verification = _verify(prepared, model, calibration, seed, exact=not weights)
@@ -221,11 +243,28 @@ def finish(
         prepared.misses,
         trials,
         search,
-        (*prepared.warnings, *verification.notes, *_unavailable(original.cost)),
+        (*prepared.warnings, *notes, *verification.notes, *_unavailable(original.cost)),
         quality,
         prepared.external,
         prepared.ruled,
     )
+
+
+def _every_site(prepared: Prepared) -> SearchSpace:
+    """Also those that rules took out: a place is counted among all that are like it."""
+    return prepared.space if prepared.ruled is None else prepared.ruled.before
+
+
+def _refuse_foreign(prepared: Prepared, recipe: Recipe) -> None:
+    """A recipe whose places are not in this model, which is not the one it was made for."""
+    here = {site.id for site in prepared.space}
+    missing = [site_id for site_id, _ in recipe.candidate.decisions if site_id not in here]
+    if missing and recipe.fingerprints and recipe.model_sha256 != prepared.sha256:
+        raise UsageError(
+            f"The recipe is another model's, and {len(missing)} of its "
+            f"{len(recipe.candidate.decisions)} places are not in this one by their names (the "
+            f"first is {missing[0]!r}): --transfer finds them by what they look like."
+        )
 
 
 def build(

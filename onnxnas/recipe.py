@@ -16,6 +16,23 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Fingerprint:
+    """What a place looks like, so that its like is found in another model.
+
+    Attributes:
+        structure: of the nodes it is about, e.g. ``Conv 1x1 wider, Conv 3x3/2 depthwise``.
+        stage: see `onnxnas.rules.stages`; 0 where there is none.
+        nth: which of the places of its pass, structure and stage it is, from 1.
+        share: channels its choice leaves, of those there are; None for choices that do not say.
+    """
+
+    structure: str
+    stage: int
+    nth: int
+    share: float | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What to do to a model, and what it was made with.
 
@@ -26,6 +43,7 @@ class Recipe:
         exactness: of each decision, site id -> class; for people, replay does not need it.
         tool: name and version of the tool that wrote it.
         model_sha256: of the model file it was made for; another model is allowed.
+        fingerprints: of each decision's place, site id -> what it looks like; for another model.
     """
 
     target: str
@@ -34,6 +52,7 @@ class Recipe:
     exactness: Mapping[str, str] = field(default_factory=dict)
     tool: str = ""
     model_sha256: str = ""
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
 
     def to_toml(self) -> str:
         """The file's text; `from_toml` reads it back to an equal recipe."""
@@ -52,6 +71,11 @@ class Recipe:
             lines += ["", "[[rewrite]]", f"site = {_text(site)}", f"choice = {_text(choice)}"]
             if site in self.exactness:
                 lines.append(f"exactness = {_text(self.exactness[site])}")
+            if site in self.fingerprints:
+                seen = self.fingerprints[site]
+                lines.append(f"structure = {_text(seen.structure)}")
+                lines += [f"stage = {seen.stage}", f"nth = {seen.nth}"]
+                lines += [] if seen.share is None else [f"share = {seen.share!r}"]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -83,6 +107,9 @@ class Recipe:
                 },
                 tool=data.get("tool", ""),
                 model_sha256=data.get("model_sha256", ""),
+                fingerprints={
+                    r["site"]: _fingerprint(r) for r in data.get("rewrite", []) if "structure" in r
+                },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"{where} is not a recipe: {error!r} is missing or wrong.") from error
@@ -95,6 +122,11 @@ def read_recipe(path: Path) -> Recipe:
         UsageError: it cannot be read or is not a recipe.
     """
     return Recipe.from_toml(read_text(path, "recipe"), str(path))
+
+
+def _fingerprint(row: Mapping[str, Any]) -> Fingerprint:
+    share = float(row["share"]) if "share" in row else None
+    return Fingerprint(str(row["structure"]), int(row["stage"]), int(row["nth"]), share)
 
 
 def _text(value: str) -> str:

@@ -134,6 +134,10 @@ def apply(
     layout: LayoutOpt = "nchw",
     channel_order: ChannelOpt = "rgb",
     input_shape: ShapeOpt = None,
+    transfer: Annotated[
+        bool,
+        typer.Option("--transfer", help="RECIPE is another model's: find places by their looks."),
+    ] = False,
     seed: SeedOpt = 0,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the reports.")] = None,
     json_to: JsonOpt = None,
@@ -150,7 +154,13 @@ def apply(
     data = calibration_of(model, calibration, mean, scale, layout, channel_order, shapes)
     with console.Progress() as progress:
         result = pipeline.apply(
-            model, read, calibration=data, input_shapes=shapes, seed=seed, progress=progress
+            model,
+            read,
+            calibration=data,
+            input_shapes=shapes,
+            transfer=transfer,
+            seed=seed,
+            progress=progress,
         )
     _deliver(result, output, run_dir, json_to)
 

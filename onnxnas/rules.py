@@ -85,7 +85,7 @@ def stages(graph: Any) -> tuple[tuple[int, ...], ...]:
         size
         for node in graph.nodes
         if node.op in ("Conv", "ConvTranspose")
-        for size in [_spatial(node.outputs[0])]
+        for size in [spatial_size(node.outputs[0])]
         if size
     }
     return tuple(sorted(sizes, key=lambda size: (-_area(size), size)))
@@ -214,7 +214,7 @@ class _Application:
 
     def _stages(self, about: frozenset[str]) -> set[int]:
         """1 for the largest feature maps; nothing where there are none."""
-        sizes = {_spatial(self.tensors[name]) for name in about if name in self.tensors}
+        sizes = {spatial_size(self.tensors[name]) for name in about if name in self.tensors}
         return {self.stages.index(size) + 1 for size in sizes if size in self.stages}
 
     def _share(self, site: Site) -> float:
@@ -236,7 +236,7 @@ def _labelled(rule: Rule, label: str) -> bool:
     return not rule.choices or any(fnmatchcase(label, glob) for glob in rule.choices)
 
 
-def _spatial(tensor: Any) -> tuple[int, ...]:
+def spatial_size(tensor: Any) -> tuple[int, ...]:
     """Height and width (or what there is) of a feature map, empty for anything else."""
     shape = tensor.shape
     if shape is None or len(shape) < 3 or not all(is_static(d) for d in shape[2:]):

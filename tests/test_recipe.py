@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxnas.errors import UsageError
-from onnxnas.recipe import Recipe
+from onnxnas.recipe import Fingerprint, Recipe
 from onnxnas.sites import Candidate
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -22,6 +22,7 @@ def test_any_recipe_reads_back_equal(sites: dict[str, str], target: str) -> None
         dict.fromkeys(sites, "exact"),
         "t 1",
         "ab",
+        {site: Fingerprint(label, 2, 1, 0.75) for site, label in sites.items()},
     )
     assert Recipe.from_toml(recipe.to_toml()) == recipe
 
@@ -37,6 +38,10 @@ def test_any_recipe_reads_back_equal(sites: dict[str, str], target: str) -> None
         (
             "format = 1\ntarget = 't'\n" + "[[rewrite]]\nsite = 'p@t'\nchoice = 'c'\n" * 2,
             "twice",
+        ),
+        (
+            "format = 1\ntarget = 't'\n[[rewrite]]\nsite = 'p@t'\nchoice = 'c'\nstructure = 'x'",
+            "'stage'",
         ),
     ],
 )
