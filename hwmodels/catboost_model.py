@@ -238,12 +238,8 @@ def load(card: Path) -> CatBoostCostModel:
             f"The cost model of {card.stem!r} was trained by another version of onnxnas: run "
             "'onnxnas target train' again."
         )
-    try:
-        from catboost import CatBoost
-    except ImportError as error:
-        raise UsageError(
-            "Predicted costs need CatBoost: pip install 'onnxnas[predict]'."
-        ) from error
+    from catboost import CatBoost  # a second of import time, only where it is needed
+
     trees = CatBoost()
     trees.load_model(str(trees_file))
     return CatBoostCostModel(read_target(fields), trees, entry)

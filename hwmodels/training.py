@@ -225,10 +225,7 @@ def _fit(data: Dataset, entry: Mapping[str, Any], settings: Settings) -> Any:
     weight = np.sqrt(np.maximum(share, 1e-4))
     columns = list(FEATURES)
     groups = {columns.index(f"group_{g}"): settings.options(g) for g in GROUPS}
-    try:
-        return grouped_trees.fit(matrix[known], target[known], weight[known], groups)
-    except ImportError as error:
-        raise UsageError("Training needs CatBoost: pip install 'onnxnas[predict]'.") from error
+    return grouped_trees.fit(matrix[known], target[known], weight[known], groups)
 
 
 def _interval(test: Dataset, predicted: NDArray[np.float64]) -> dict[str, Any]:

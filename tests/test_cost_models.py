@@ -28,8 +28,6 @@ from onnxnas.hwmodels.kernel_table import KernelTable
 from onnxnas.hwmodels.qualification import PREDICTED, Subject, qualify
 from onnxnas.kernels import split_kernels
 
-pytest.importorskip("catboost", reason="cost models need catboost")
-
 SOURCE = training.Source("toy", "1.0", "estimate")
 QUICK = training.Settings(
     trees={"conv": 60, "other": 20},
