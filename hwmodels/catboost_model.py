@@ -241,7 +241,7 @@ def load(card: Path) -> CatBoostCostModel:
     from catboost import CatBoost  # a second of import time, only where it is needed
 
     trees = CatBoost()
-    trees.load_model(str(trees_file))
+    trees.load_model(blob=trees_file.read_bytes())  # by name it prints a warning of no use
     return CatBoostCostModel(read_target(fields), trees, entry)
 
 
