@@ -16,13 +16,15 @@ from typing import Any
 from onnxnas import graph as graphs
 from onnxnas.calibration import Calibration
 from onnxnas.errors import UsageError
+from onnxnas.greedy import SearchResult, greedy
 from onnxnas.held_out import HeldOut
 from onnxnas.materialize import Weights, apply_candidate
 from onnxnas.prepare import Prepared
 from onnxnas.quality import Task, compare
 from onnxnas.recover import MIN_ROWS, BlockLibrary, FitRows, Recovery, values_only
 from onnxnas.recovery_search import Finalist, RecoverySearch
-from onnxnas.search import Evaluator, LedgerRow, Progress, SearchResult, Status, Trial, greedy
+from onnxnas.screening import Screen
+from onnxnas.search import Evaluator, LedgerRow, Progress, Status, Trial
 from onnxnas.sites import Candidate, SearchSpace, Site
 
 
@@ -36,6 +38,7 @@ class Chosen:
         ledger: one row per site and choice.
         trials: every candidate that was costed.
         search: for the report.
+        notes: warnings for people.
     """
 
     candidate: Candidate
@@ -43,6 +46,7 @@ class Chosen:
     ledger: tuple[LedgerRow, ...]
     trials: tuple[Trial, ...]
     search: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -94,10 +98,12 @@ def choose(
     rows: tuple[LedgerRow, ...] = tuple(_unfitted(prepared.space, lacking))
     costed: tuple[Trial, ...] = ()
     interrupted = False
+    screen, notes = _screen(prepared)
     if fitted and not lacking and calibration is not None and max_drop is not None:
         search = recovery_search(prepared, calibration, library, seed, report)
         limit = _Limit.of(prepared, search, task, max_drop, seed)
         deadline = None if budget_s is None else start + budget_s
+        search.screen = screen
         search.deadline = search.recovery.deadline = deadline
         try:
             search.judge_alone()
@@ -111,7 +117,7 @@ def choose(
         costed = tuple(search.evaluator.trials.values())
         recovery_report = {"recovery": limit.report(search, best)}
     left = None if budget_s is None else max(0.0, start + budget_s - time.monotonic())
-    exact = _exact_beside(prepared, made, weights, left, report)
+    exact = _exact_beside(prepared, made, weights, screen, left, report)
     candidate = Candidate.of({**dict(made.decisions), **dict(exact.best.candidate.decisions)})
     trials = (*costed, *exact.trials)
     return Chosen(
@@ -129,6 +135,7 @@ def choose(
             "stopped": "interrupted" if interrupted else exact.stopped,
             **recovery_report,
         },
+        notes,
     )
 
 
@@ -199,6 +206,7 @@ def _exact_beside(
     prepared: Prepared,
     made: Candidate,
     weights: Weights,
+    screen: Screen | None,
     budget_s: float | None,
     progress: Progress,
 ) -> SearchResult:
@@ -218,7 +226,15 @@ def _exact_beside(
         weights=weights,
         whole=prepared.space,
     )
-    return greedy(evaluator, budget_s=budget_s, progress=progress)
+    return greedy(evaluator, screen=screen, budget_s=budget_s, progress=progress)
+
+
+def _screen(prepared: Prepared) -> tuple[Screen | None, tuple[str, ...]]:
+    """What rules choices out without a compile, and why there is none although there could be."""
+    try:
+        return Screen.of(prepared.cost_model), ()
+    except UsageError as error:
+        return None, (f"Every choice is compiled, none is predicted: {error}",)
 
 
 @dataclass(frozen=True)
@@ -343,10 +359,11 @@ def _recovered_rows(search: RecoverySearch, best: Finalist | None) -> Iterator[L
                 reason = search.rejected.get(move, "not costed before the search was stopped")
                 yield _row(site, choice.label, "not chosen", reason, delta)
             elif trial.cost is None:
-                yield _row(site, choice.label, "impossible", trial.reason, delta)
+                status: Status = "not chosen" if trial.ruled_out else "impossible"
+                yield _row(site, choice.label, status, trial.reason, delta)
             elif move in search.rejected:
                 saves = delta is not None and -delta > 0
-                status: Status = "rejected" if saves and single is None else "not chosen"
+                status = "rejected" if saves and single is None else "not chosen"
                 yield _row(site, choice.label, status, search.rejected[move], delta)
             elif site.id in chosen:
                 reason = f"{chosen[site.id]} is better here ({harm})"

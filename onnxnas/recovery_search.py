@@ -22,10 +22,10 @@ from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Fitted, OutOfTime
 from onnxnas.recover import Move, Recovery, values_only
 from onnxnas.roundtrip import silenced
-from onnxnas.search import MIN_GAIN, Evaluator, Progress, Trial
+from onnxnas.screening import Screen
+from onnxnas.search import AT_ONCE, MIN_GAIN, Evaluator, Progress, Trial
 from onnxnas.sites import Candidate, SearchSpace
 
-_CHUNK = 8
 _ALONE_SHARE = 0.6
 """Of the time there is for fitting choices alone; the rest is for judging and combining them."""
 LATE = "not judged before the time was up"
@@ -82,6 +82,7 @@ class RecoverySearch:
         finalists: combinations that were really judged.
         alone: what each choice costs alone.
         deadline: by `time.monotonic`; nothing is started after it.
+        screen: asked first; what it rules out is not costed.
     """
 
     evaluator: Evaluator
@@ -93,6 +94,7 @@ class RecoverySearch:
     finalists: list[Finalist] = field(default_factory=list)
     alone: dict[Move, Trial] = field(default_factory=dict)
     deadline: float | None = None
+    screen: Screen | None = None
 
     @property
     def space(self) -> SearchSpace:
@@ -161,13 +163,17 @@ class RecoverySearch:
             if choice.exactness == "recovered"
         ]
         savings: dict[Move, float] = {}
-        for start in range(0, len(moves), _CHUNK):
+        screen, original = self.screen, self.evaluator.view(Candidate())
+        rule_out = None if screen is None else lambda _, views: screen.reasons(original, views)
+        for start in range(0, len(moves), AT_ONCE):
             self.progress("costing each choice alone", start, len(moves))
-            some = moves[start : start + _CHUNK]
+            some = moves[start : start + AT_ONCE]
             if self._late():
                 self.rejected.update(dict.fromkeys(some, "not costed before the time was up"))
                 continue
-            trials = self.evaluator.evaluate([Candidate.of(dict([move])) for move in some])
+            trials = self.evaluator.evaluate(
+                [Candidate.of(dict([move])) for move in some], rule_out
+            )
             for move, trial in zip(some, trials, strict=True):
                 self.alone[move] = trial
                 saving = self.baseline.cycles - trial.cycles
@@ -275,7 +281,7 @@ def cheapest(
         return None
     rows = [[savings[m] for m in moves]]
     lower, upper = [goal], [np.inf]
-    for clique in _exclusive(space, moves):
+    for clique in exclusive_moves(space, moves):
         rows.append([float(m in clique) for m in moves])
         lower.append(0.0)
         upper.append(1.0)
@@ -293,7 +299,7 @@ def cheapest(
     return Candidate.of({m[0]: m[1] for m, x in zip(moves, solution.x, strict=True) if x > 0.5})
 
 
-def _exclusive(space: SearchSpace, moves: Sequence[Move]) -> list[frozenset[Move]]:
+def exclusive_moves(space: SearchSpace, moves: Sequence[Move]) -> list[frozenset[Move]]:
     """Sets of moves of which at most one can be made: of one site, or of a claim."""
     by_claim: dict[str, set[Move]] = {}
     for move in moves:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import models
@@ -12,9 +13,11 @@ from fakes import TARGET, ToyCostModel
 from onnxnas.cost import Cost
 from onnxnas.errors import UnsupportedError, UsageError
 from onnxnas.graph import from_model
+from onnxnas.greedy import greedy
 from onnxnas.pass_contract import Why
 from onnxnas.passes.depthwise_to_standard import DepthwiseToStandard
-from onnxnas.search import Evaluator, greedy
+from onnxnas.screening import Screen
+from onnxnas.search import MIN_GAIN, Evaluator
 from onnxnas.sites import Candidate, SearchSpace
 
 
@@ -93,7 +96,7 @@ def test_a_budget_that_ends_early_still_combines_what_is_known_to_pay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = itertools.count()  # a second passes at each look: time for the first eight choices
-    monkeypatch.setattr("onnxnas.search.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("onnxnas.greedy.time.monotonic", lambda: float(next(clock)))
     found = greedy(evaluator(), budget_s=1.5)
     singles = [t for t in found.trials if len(t.candidate.decisions) == 1]
     assert found.stopped == "budget"
@@ -147,3 +150,49 @@ def test_candidates_of_another_space_are_refused() -> None:
     site = next(iter(ev.space))
     with pytest.raises(UsageError, match="has no choice 'wide'"):
         ev.evaluate([Candidate.of({site.id: "wide"})])
+
+
+class Learned(ToyCostModel):
+    """Predicts what the toy target says, off by a known share, and says so."""
+
+    def __init__(self, off: float = 1.0, doubt: float = 0.0, covered: bool = True) -> None:
+        super().__init__()
+        self.off, self.doubt, self.covered = off, doubt, covered
+
+    def cost(self, graph: Any) -> Cost:
+        cost = super().cost(graph)
+        kernels = []
+        for k in cost.kernels:
+            cycles = (k.cycles or 0.0) * self.off
+            interval = (cycles * (1 - self.doubt), cycles * (1 + self.doubt))
+            gaps = () if self.covered else ("never seen",)
+            kernels.append(replace(k, cycles=cycles, interval=interval, uncovered=gaps))
+        return replace(cost, cycles=cost.cycles * self.off, kernels=tuple(kernels))
+
+
+def test_what_is_predicted_not_to_pay_is_not_compiled() -> None:
+    whole, toy = greedy(evaluator()), ToyCostModel()
+    found = greedy(evaluator(toy), screen=Screen(Learned(off=0.9, doubt=0.01)))
+    assert found.best.candidate == whole.best.candidate
+    assert toy.calls == len(found.trials) < len(whole.trials)
+    moves = [(s.id, c.label) for s in evaluator().space for c in s.choices]
+    ev = evaluator()
+    before, views = ev.view(Candidate()), [ev.view(Candidate.of(dict([m]))) for m in moves]
+    reasons = Screen(Learned()).reasons(before, views)
+    costs = [ToyCostModel().cost(view).cycles for view in [before, *views]]
+    pays = [cycles < costs[0] * (1 - MIN_GAIN) for cycles in costs[1:]]
+    assert [not reason for reason in reasons] == pays
+    assert not all(pays)
+    assert all("predicted" in reason for reason in reasons if reason)
+
+
+@pytest.mark.parametrize("predictor", [Learned(doubt=9.0), Learned(covered=False)])
+def test_a_prediction_that_is_not_sure_rules_nothing_out(predictor: Learned) -> None:
+    found = greedy(evaluator(), screen=Screen(predictor))
+    assert [t.candidate for t in found.trials] == [t.candidate for t in greedy(evaluator()).trials]
+
+
+def test_another_value_can_be_minimised() -> None:
+    """MACs: no dense convolution is worth it then."""
+    found = greedy(evaluator(), value=lambda t: float("inf") if t.cost is None else t.cost.macs)
+    assert found.best.candidate == Candidate()

@@ -1,0 +1,74 @@
+"""Choices that a learned cost model says cannot pay, so that no backend is asked about them.
+
+A prediction takes milliseconds where a compile takes a second, but is a few percent off. Between
+two networks that share most of their kernels, errors of the shared ones cancel: only the kernels
+that differ count, each with the interval of its own prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxnas.cost import Cost, CostModel
+from onnxnas.search import MIN_GAIN
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Rules out rewritten networks by prediction alone.
+
+    Attributes:
+        predictor: of the target; its kernels' costs have intervals.
+    """
+
+    predictor: CostModel
+
+    @classmethod
+    def of(cls, cost_model: CostModel) -> Screen | None:
+        """By what was learned about a cost source; None where nothing was, or it is that itself.
+
+        Raises:
+            UsageError: something was learned, and cannot be used here.
+        """
+        predictor = cost_model.predictor()
+        return None if predictor is None or predictor is cost_model else cls(predictor)
+
+    def reasons(self, before: Any, views: Sequence[Any]) -> list[str]:
+        """Why each network cannot be faster than another by `MIN_GAIN`; empty where it may be.
+
+        Args:
+            before: static view of the network to beat.
+            views: of the others.
+        """
+        old, *new = self.predictor.cost_many([before, *views])
+        return [_reason(old, cost) for cost in new]
+
+
+def _reason(old: Cost, new: Cost) -> str:
+    change = (new.cycles - old.cycles) / old.cycles if old.cycles else 0.0
+    best = change - doubt(old, new) / old.cycles if old.cycles else -float("inf")
+    if best < -MIN_GAIN:
+        return ""
+    return f"predicted to change the cycles by {change:+.1%}, at best by {best:+.2%}: not compiled"
+
+
+def doubt(old: Cost, new: Cost) -> float:
+    """How far a predicted difference of two networks may be off, cycles; infinite if not known.
+
+    Kernels are told apart by their outputs; their errors are taken as independent.
+    """
+    before = {kernel.output: kernel for kernel in old.kernels}
+    after = {kernel.output: kernel for kernel in new.kernels}
+    squares = 0.0
+    for output in {**before, **after}:
+        pair = [k for k in (before.get(output), after.get(output)) if k is not None]
+        if len(pair) == 2 and pair[0].cycles == pair[1].cycles:
+            continue
+        for kernel in pair:
+            if not kernel.covered or kernel.interval is None:
+                return float("inf")
+            low, high = kernel.interval
+            squares += ((high - low) / 2) ** 2
+    return float(squares**0.5)
