@@ -24,13 +24,17 @@ class Note:
     Attributes:
         rule: as written.
         sites: how many it speaks of.
-        removed: choices it took out of the search.
+        removed: choices it alone, or it first, took out of the search.
+        gone: choices it takes out, whether others do as well or not.
+        forced: choices it demands.
         warning: why it did nothing, or more than was meant; empty otherwise.
     """
 
     rule: str
     sites: int
     removed: int
+    gone: frozenset[Move] = frozenset()
+    forced: frozenset[Move] = frozenset()
     warning: str = ""
 
 
@@ -124,6 +128,7 @@ class _Application:
         placed = [s for s in sites if self._placed(rule, s)]
         matched = [(s.id, c.label) for s in placed for c in s.choices if _labelled(rule, c.label)]
         gone: list[Move] = []
+        forced: list[Move] = []
         if rule.verb in ("never", "forbid"):
             gone = matched
         elif rule.verb == "only":
@@ -132,12 +137,20 @@ class _Application:
         elif rule.verb == "prefer":
             self.factors.update(dict.fromkeys(matched, rule.factor))
         else:
+            forced = matched
             for site in placed:
                 self._force(rule, site, [label for s, label in matched if s == site.id])
         new = [move for move in gone if move not in self.removed]
         self.removed.update(dict.fromkeys(new, rule.text))
         warning = "" if matched else self._nothing(rule, sites, placed)
-        return Note(rule.text, len({site_id for site_id, _ in matched}), len(new), warning)
+        return Note(
+            rule.text,
+            len({site_id for site_id, _ in matched}),
+            len(new),
+            frozenset(gone),
+            frozenset(forced),
+            warning,
+        )
 
     def _force(self, rule: Rule, site: Site, labels: Sequence[str]) -> None:
         if len(labels) > 1:

@@ -13,11 +13,12 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = """
 7 __init__ __main__ cli rewrite_cli options console import_cli target_cli
-6 pipeline choose report result testing
+6 pipeline choose result testing
+6 report report_front report_html front_picture
 5 prepare search screening greedy cost_table materialize verify evaluate quality metrics
 5 problem strategy strategies exact evolution journal study front
 5 proxies recover divergence held_out recovery_search
-5 front_point rules rule_file recipe transfer
+5 front_point rules rule_file rule_costs recipe transfer attribution
 4 plugins
 4 passes.* hwmodels.*
 3 pass_contract cost calibration pictures samples channel_fit width_pass gradient_fit block_fit

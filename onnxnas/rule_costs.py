@@ -1,0 +1,111 @@
+"""What each rule of an expert costs: the best that is known without it, beside the best with it.
+
+Both are estimates: savings and losses of single choices are summed, and what a rule took out was
+never fitted, so where such a choice changes the outputs the figure is an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from onnxnas.recovery_search import exclusive_moves
+from onnxnas.roundtrip import silenced
+from onnxnas.rules import Move, Note, Ruled
+from onnxnas.sites import SearchSpace
+
+
+@dataclass(frozen=True)
+class RuleCost:
+    """What one rule costs.
+
+    Attributes:
+        rule: as written.
+        removed: choices it took out.
+        forced: choices it demanded.
+        cycles: that the best known without it would save more; None where nothing is known.
+        unfitted: choices it took out whose loss is not known; they count as harmless, so `cycles`
+            is an upper bound where there are any.
+        uncosted: choices it took out whose saving is not known; they count as saving nothing.
+    """
+
+    rule: str
+    removed: int
+    forced: int
+    cycles: float | None
+    unfitted: int = 0
+    uncosted: int = 0
+
+
+def rule_costs(
+    ruled: Ruled, savings: Mapping[Move, float], losses: Mapping[Move, float], budget: float
+) -> tuple[RuleCost, ...]:
+    """Estimate the cost of each rule by leaving it out of the others.
+
+    Args:
+        ruled: the rules, applied.
+        savings: cycles that a choice takes off alone; of choices that were taken out as well.
+        losses: of `recovered` choices alone.
+        budget: the most the losses may sum to, e.g. what they sum to in the result.
+    """
+    if not savings:
+        return tuple(RuleCost(n.rule, len(n.gone), len(n.forced), None) for n in ruled.notes)
+    exact = {(s.id, c.label) for s in ruled.before for c in s.choices if c.exactness == "exact"}
+    ranked = {m: losses.get(m, 0.0) for m in savings}
+    best = _most_saved(*_under(ruled, ruled.notes), savings, ranked, budget)
+    found = []
+    for note in ruled.notes:
+        others = tuple(n for n in ruled.notes if n is not note)
+        without = _most_saved(*_under(ruled, others), savings, ranked, budget)
+        freed = note.gone - frozenset().union(*(n.gone for n in others))
+        found.append(
+            RuleCost(
+                note.rule,
+                len(note.gone),
+                len(note.forced),
+                None if best is None or without is None else max(0.0, without - best),
+                len([m for m in freed if m not in exact and m not in losses and m in savings]),
+                len([m for m in freed if m not in savings]),
+            )
+        )
+    return tuple(found)
+
+
+def _under(ruled: Ruled, notes: tuple[Note, ...]) -> tuple[SearchSpace, frozenset[Move]]:
+    """The space under some of the rules, and what they force."""
+    gone = frozenset[Move]().union(*(n.gone for n in notes))
+    sites = (
+        replace(s, choices=tuple(c for c in s.choices if (s.id, c.label) not in gone))
+        for s in ruled.before
+    )
+    return SearchSpace(tuple(sites)), frozenset[Move]().union(*(n.forced for n in notes))
+
+
+def _most_saved(
+    space: SearchSpace,
+    forced: frozenset[Move],
+    savings: Mapping[Move, float],
+    losses: Mapping[Move, float],
+    budget: float,
+) -> float | None:
+    """The largest sum of savings within a sum of losses; what is forced may lose what it does."""
+    moves = sorted((s.id, c.label) for s in space for c in s.choices if (s.id, c.label) in savings)
+    if not moves:
+        return 0.0
+    rows = [[losses.get(m, 0.0) for m in moves]]
+    upper = [max(0.0, budget, sum(losses.get(m, 0.0) for m in forced)) + 1e-12]
+    for clique in exclusive_moves(space, moves):
+        rows.append([float(m in clique) for m in moves])
+        upper.append(1.0)
+    least = np.array([float(m in forced) for m in moves])
+    with silenced():  # the solver prints lines of its own
+        solution = milp(
+            -np.array([savings[m] for m in moves]),
+            constraints=LinearConstraint(np.array(rows), -np.inf, upper),
+            integrality=np.ones(len(moves)),
+            bounds=Bounds(least, 1),
+        )
+    return None if solution.x is None else -float(solution.fun)
