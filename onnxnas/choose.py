@@ -16,12 +16,13 @@ from typing import Any
 from onnxnas import graph as graphs
 from onnxnas.calibration import Calibration
 from onnxnas.errors import UsageError
+from onnxnas.fit_rows import MIN_ROWS, FitRows
 from onnxnas.greedy import SearchResult, greedy
 from onnxnas.held_out import HeldOut
 from onnxnas.materialize import Weights, apply_candidate
 from onnxnas.prepare import Prepared
 from onnxnas.quality import Task, compare
-from onnxnas.recover import MIN_ROWS, BlockLibrary, FitRows, Recovery, values_only
+from onnxnas.recover import BlockLibrary, Recovery, values_only
 from onnxnas.recovery_search import Finalist, RecoverySearch
 from onnxnas.screening import Screen
 from onnxnas.search import Evaluator, LedgerRow, Progress, Status, Trial

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from onnxnas.divergence import Divergence, Judged, compare, judged_tensors
 from onnxnas.excerpt import dependents
+from onnxnas.fit_rows import FitRows, runner
 from onnxnas.materialize import Applied
 from onnxnas.pass_contract import Tick, no_tick
-from onnxnas.recover import FitRows, runner
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -52,6 +52,12 @@ class HeldOut:
     def divergence(self, student: Applied) -> Divergence:
         """How far one candidate is from the original."""
         return self.divergences([student])[0]
+
+    def divergence_of(self, graph: Any) -> Divergence:
+        """How far any network with the judged tensors is from the original; all of it is run."""
+        return compare(
+            self.judged, self.expected, self._run(graph, [j.tensor for j in self.judged])
+        )
 
     def divergences(self, students: Sequence[Applied]) -> list[Divergence]:
         """The same for several; those that share their first part run it once, if in a row."""

@@ -12,7 +12,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,29 +20,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxnas.calibration import Calibration
-from onnxnas.errors import UsageError
-from onnxnas.excerpt import excerpt
+from onnxnas.fit_rows import FitRows
 from onnxnas.materialize import Weights, apply_candidate
-from onnxnas.pass_contract import Fitted, NotRecoverable, OutOfTime, Pass, Tick, no_tick
+from onnxnas.pass_contract import Fitted, NotRecoverable, OutOfTime, Pass
 from onnxnas.rewriter import SiteGone
-from onnxnas.runtime import Session
 from onnxnas.samples import (
-    Role,
-    Rows,
     Samples,
     Sampling,
     Targets,
-    Tensors,
     read_samples,
     read_targets,
-    split_rows,
 )
 from onnxnas.sites import Candidate, Choice, SearchSpace, Site
 from onnxnas.version import __version__
-
-MIN_ROWS = 50
-"""Fewer rows say too little about the tensors of a network, and about how good a fit is."""
 
 OUT_OF_TIME = "not fitted before the time was up"
 
@@ -53,81 +43,6 @@ Move = tuple[str, str]
 """(site id, choice label)."""
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class FitRows:
-    """The rows weights are fitted on, tuned by, and candidates judged by; no row is two of these.
-
-    Attributes:
-        calibration: of the model's contract.
-        roles: of each run over `calibration.batches()`.
-        digest: of all values, so that fits made on other data are not mistaken for these.
-    """
-
-    calibration: Calibration
-    roles: tuple[Role, ...]
-    digest: str
-
-    @classmethod
-    def of(cls, calibration: Calibration) -> FitRows:
-        """Split the rows evenly.
-
-        Raises:
-            UsageError: there are too few.
-        """
-        if len(calibration) < MIN_ROWS:
-            raise UsageError(
-                f"{calibration.source} has {len(calibration)} rows, and fitting weights needs "
-                f"{MIN_ROWS}: give more, or leave those rewrites out with --exact-only."
-            )
-        digest, count = hashlib.sha256(), 0
-        for batch in calibration.batches():
-            count += 1
-            for name in sorted(batch):
-                digest.update(name.encode())
-                digest.update(np.ascontiguousarray(batch[name]).data)
-        return cls(calibration, split_rows(count), digest.hexdigest())
-
-    def __len__(self) -> int:
-        return len(self.roles)
-
-    @property
-    def held_out(self) -> tuple[bool, ...]:
-        """For each run whether it is only judged by."""
-        return tuple(role == "judge" for role in self.roles)
-
-    def judged(self) -> Iterator[Tensors]:
-        """Inputs that candidates are judged on."""
-        for role, batch in zip(self.roles, self.calibration.batches(), strict=True):
-            if role == "judge":
-                yield batch
-
-    def run(self, graph: Any, tensors: Iterable[str], tick: Tick = no_tick) -> Rows:
-        """Values of some tensors of a graph, inputs among them, on every row but those to judge."""
-        inputs = {t.name for t in graph.inputs}
-        inner = [n for n in sorted(set(tensors)) if n not in inputs]
-        run = runner(graph, inner)
-        for row, batch in enumerate(self.calibration.batches()):
-            tick()
-            if self.roles[row] != "judge":
-                yield row, self.roles[row], {**batch, **run(batch)}
-
-
-def runner(
-    graph: Any, outputs: Sequence[str], inputs: Sequence[str] = ()
-) -> Callable[[Tensors], dict[str, Any]]:
-    """Computes some tensors of a graph from its inputs, or from others of its tensors.
-
-    Args:
-        outputs: none of them an input; may be empty.
-        inputs: inner tensors that will be given.
-    """
-    if not outputs:
-        return lambda _: {}
-    session = Session(excerpt(graph, outputs, inputs), optimised=True)
-    wanted = {value.name for value in session.session.get_inputs()}
-    return lambda values: session.run({n: v for n, v in values.items() if n in wanted})
 
 
 @dataclass
@@ -225,7 +140,7 @@ class Recovery:
             samplings = [s for _, asked in chunk for s in asked]
             tensors = {t for s in samplings for t in (*s.student_tensors, s.target)}
             rows = self.rows.run(self.graph, tensors, self.tick)
-            samples = iter(read_samples(samplings, rows, None, len(self.rows), self.seed))
+            samples = iter(read_samples(samplings, rows, None, self.rows.reads, self.seed))
             for site, asked in chunk:
                 self.progress("fitting each choice alone", done, len(sites))
                 self.tick()
@@ -298,7 +213,7 @@ class Recovery:
     def _targets(self, sites: Sequence[Site]) -> Targets:
         samplings = [s for site in sites for s in self._samplings(site)]
         rows = self.rows.run(self.graph, {s.target for s in samplings}, self.tick)
-        return read_targets(samplings, rows, len(self.rows), self.seed)
+        return read_targets(samplings, rows, self.rows.reads, self.seed)
 
     def _behind(
         self, site: Site, before: Candidate, weights: Weights, targets: Targets
@@ -310,7 +225,7 @@ class Recovery:
         if missing:
             raise SiteGone(f"tensor {missing[0]!r} was rewritten away")
         rows = self.rows.run(student, needed, self.tick)
-        return read_samples(samplings, rows, targets, len(self.rows), self.seed)
+        return read_samples(samplings, rows, targets, self.rows.reads, self.seed)
 
     def _fit(
         self,

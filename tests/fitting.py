@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from oracle import run
 
 from onnxnas.calibration import load_calibration
+from onnxnas.fit_rows import FitRows
 from onnxnas.graph import contract, from_model, to_model
 from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Pass, Why
-from onnxnas.recover import BlockLibrary, FitRows, Recovery
+from onnxnas.recover import BlockLibrary, Recovery
 from onnxnas.sites import Candidate, SearchSpace
 
 ROWS = np.random.default_rng(5).standard_normal((60, 6, 8, 8)).astype(np.float32)

@@ -17,7 +17,7 @@ from onnxnas.calibration import load_calibration
 from onnxnas.graph import contract
 from onnxnas.held_out import HeldOut
 from onnxnas.prepare import prepare
-from onnxnas.recover import FitRows
+from onnxnas.fit_rows import FitRows
 from onnxnas.search import Evaluator
 from onnxnas.sites import Candidate
 

@@ -15,10 +15,12 @@ import pytest
 from fitting import recovery
 
 from onnxnas.calibration import Calibration
+from onnxnas.fit_rows import FitRows
+from onnxnas.graph import from_model
 from onnxnas.held_out import HeldOut
 from onnxnas.pass_contract import OutOfTime
 from onnxnas.passes.resize_ibn import ResizeIbn
-from onnxnas.recover import OUT_OF_TIME, FitRows, Recovery
+from onnxnas.recover import OUT_OF_TIME, Recovery
 from onnxnas.sites import Candidate
 
 
@@ -85,3 +87,28 @@ def test_rows_are_never_all_in_memory(tmp_path: Path) -> None:
     assert fits
     assert len(found.rows) == count
     assert peak < 0.5 * count * few[0].nbytes, f"{peak / 2**20:.1f} MiB"
+
+
+def test_pictures_in_colour_are_read_mirrored_too() -> None:
+    pictures = np.random.default_rng(0).standard_normal((60, 3, 8, 9)).astype(np.float32)
+
+    def rows_of(values: Any) -> FitRows:
+        def read(indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+            return iter([{"x": values[i]} for i in indices])
+
+        return FitRows.of(Calibration("rows", tuple(range(len(values))), 1, (), read))
+
+    b = models.ModelBuilder([1, 3, 8, 9])
+    rows = rows_of(pictures)
+    assert rows.mirrored == ("x", 3)
+    read = list(rows.run(from_model(b.build(b.op("Relu", b.x))), ["x"]))
+    fitted = [row for row, role in enumerate(rows.roles) if role == "fit"]
+    assert len(read) == rows.reads == 60 - rows.roles.count("judge") + len(fitted)
+    turned = {row - 60: values["x"] for row, _, values in read if row >= 60}
+    assert sorted(turned) == fitted  # no row to tune or judge by among them
+    for row, values in turned.items():
+        np.testing.assert_array_equal(values[0], pictures[row, :, :, ::-1])
+    assert rows_of(pictures.transpose(0, 2, 3, 1).copy()).mirrored == ("x", 2)
+    for other in (pictures[:, :1], pictures[:, 0], np.zeros((60, 3, 4, 3), np.float32)):
+        assert rows_of(other).mirrored is None
+    assert len(list(rows.fitted(7))) == 7
