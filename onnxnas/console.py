@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from onnxnas import report
+from onnxnas import report_tables
 
 if TYPE_CHECKING:
     from onnxnas.evaluate import Measured
@@ -92,17 +92,17 @@ def show_result(result: Result, output: Path, run_dir: Path, command: Sequence[s
     _print(
         _table(
             ("", "original", "result", "change"),
-            report.summary_rows(result.original, result.optimized),
+            report_tables.summary_rows(result.original, result.optimized),
         )
     )
-    applied = report.applied_lines(result)
+    applied = report_tables.applied_lines(result)
     print("applied: " + ("; ".join(applied) or "nothing, no choice pays on this target"))
     print(f"exactness: {result.exactness}; {result.verification.lines()[-1]}")
     for quality in result.quality:
         print(f"measured: {quality}")
     heavy = [
         (_short(row[0]), *row[1:])
-        for row in report.top_kernels(result.original.cost, result.optimized.cost)
+        for row in report_tables.top_kernels(result.original.cost, result.optimized.cost)
     ]
     _print(_table(("top kernels, cycles", "original", "result", "change"), heavy))
     print(f"model:  {output}\nreport: {run_dir}/report.md (and recipe.toml, ledger.csv, ...)")
@@ -143,7 +143,7 @@ def show_network(prepared: Prepared, network: Network) -> None:
         for k in cost.kernels
     ]
     _print(_table(("kernel (output tensor)", "op", "cycles", "share", "MACs"), rows))
-    peak = ", ".join(f"{name} {report.size(b)}" for name, b in cost.peak_bytes.items())
+    peak = ", ".join(f"{name} {report_tables.size(b)}" for name, b in cost.peak_bytes.items())
     print(
         f"total {cost.cycles:,.0f} cycles, {cost.seconds * 1e3:.3f} ms, {cost.macs:,} MACs; "
         f"peak {peak}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,6 +95,11 @@ class FrontPoint:
             chosen,
         )
 
+    @classmethod
+    def unchanged(cls, cost: Cost) -> FrontPoint:
+        """The original."""
+        return cls.of(Candidate(), cost, label="original", evaluation="original")
+
 
 def losses_of(divergence: Divergence, measure: str) -> tuple[Loss, ...]:
     """Held-out divergence as losses: agreement first, where outputs are classes.
@@ -113,6 +119,31 @@ def losses_of(divergence: Divergence, measure: str) -> tuple[Loss, ...]:
 def loss_of(quality: Quality) -> Loss:
     """A task metric's drop as a loss."""
     return Loss(quality.original.name, quality.drop, quality.interval, quality.original.rows)
+
+
+def measure_of(points: Sequence[FrontPoint]) -> str:
+    """The measure of loss that most of a front is compared by; empty where nothing was lost."""
+    found = [p.losses[0].measure for p in points if p.losses]
+    return max(dict.fromkeys(found), key=found.count, default="")
+
+
+def loss_by(point: FrontPoint, measure: str) -> Loss | None:
+    """A point's loss by one measure; the original loses nothing."""
+    if point.label == "original":
+        return Loss(measure, 0.0, kind=point.kind)
+    return next((loss for loss in point.losses if loss.measure == measure), None)
+
+
+def loss_title(measure: str) -> str:
+    """A measure in the words of a table's head."""
+    if measure == "agreement":
+        return "classes that differ, %"
+    return measure if "/" in measure or "," in measure else f"{measure} lost"
+
+
+def loss_scale(measure: str) -> float:
+    """Agreement is shown in percent, everything else in its own unit."""
+    return 100.0 if measure == "agreement" else 1.0
 
 
 def _around(value: float, error: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What was done, in the forms people and programs read: JSON, Markdown, CSV, a summary table.
+"""What was done, in the forms programs and people read: JSON, CSV, Markdown, HTML.
 
 The JSON follows `report.schema.json`. Every metric is ``{value, unit, kind}`` or
 ``{unavailable, reason}``; there are no placeholder values.
@@ -9,12 +9,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxnas.attribution import Contribution
 from onnxnas.cost import Cost
+from onnxnas.front_picture import draw_front
+from onnxnas.front_point import FrontPoint, Loss
+from onnxnas.page import Block, to_html, to_markdown
+from onnxnas.report_page import FRONT_DARK_PNG, FRONT_PNG, page
+from onnxnas.report_tables import front_points
 
 if TYPE_CHECKING:
     from onnxnas.evaluate import Measured
@@ -22,12 +28,9 @@ if TYPE_CHECKING:
     from onnxnas.quality import Quality
     from onnxnas.result import Result
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 LEDGER_COLUMNS = ("pass", "tensor", "choice", "status", "reason", "exactness", "delta_cycles")
 KERNEL_COLUMNS = ("output", "op", "cycles", "share", "macs", "kind", "reason")
-
-Row = tuple[str, str, str, str]
-"""Metric, original, result, change."""
 
 
 def schema() -> dict[str, Any]:
@@ -63,6 +66,9 @@ def as_dict(result: Result) -> dict[str, Any]:
         "verification": result.verification.to_dict(),
         "quality": [quality_dict(q) for q in result.quality],
         "search": dict(result.search),
+        "rules": _rule_dicts(result),
+        "front": [point_dict(p) for p in front_points(result)],
+        "contributions": [_contribution_dict(c) for c in result.contributions],
         "ledger": [dict(zip(LEDGER_COLUMNS, row, strict=True)) for row in ledger_rows(result)],
         "warnings": list(result.warnings),
     }
@@ -154,6 +160,11 @@ def ledger_rows(result: Result) -> list[tuple[Any, ...]]:
         (r.pass_name, r.tensor, r.choice, r.status, r.reason, r.exactness, r.delta_cycles)
         for r in result.ledger
     ]
+    if result.ruled is not None:
+        for (site_id, label), rule in result.ruled.removed.items():
+            site = result.ruled.before.site(site_id)
+            exactness = site.choice(label).exactness
+            rows.append((site.pass_name, site.tensor, label, "ruled out", rule, exactness, None))
     return rows + [
         (m.pass_name, m.tensor, "", "impossible", m.reason, "", None) for m in result.misses
     ]
@@ -177,164 +188,6 @@ def trials_jsonl(result: Result) -> str:
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def summary_rows(original: Network, optimized: Network) -> list[Row]:
-    """The two-column table people paste into issues: metric, original, result, change."""
-    before, after = original.cost, optimized.cost
-    rows = [
-        ("latency", f"{before.seconds * 1e3:.3f} ms", f"{after.seconds * 1e3:.3f} ms",
-         change(before.seconds, after.seconds)),
-        ("cycles", f"{before.cycles:,.0f}", f"{after.cycles:,.0f}",
-         change(before.cycles, after.cycles)),
-    ]  # fmt: skip
-    for name in before.peak_bytes:
-        old, new = before.peak_bytes[name], after.peak_bytes.get(name, 0)
-        rows.append((f"peak {name}", size(old), size(new), change(old, new)))
-    if before.weight_bytes is not None and after.weight_bytes is not None:
-        rows.append(
-            ("weights as stored", size(before.weight_bytes), size(after.weight_bytes),
-             change(before.weight_bytes, after.weight_bytes))
-        )  # fmt: skip
-    rows += [
-        ("MACs", f"{before.macs:,}", f"{after.macs:,}", change(before.macs, after.macs)),
-        ("parameters", f"{original.parameters:,}", f"{optimized.parameters:,}",
-         change(original.parameters, optimized.parameters)),
-    ]  # fmt: skip
-    for op in sorted({*original.operators, *optimized.operators}):
-        old, new = original.operators.get(op, 0), optimized.operators.get(op, 0)
-        if old != new:
-            rows.append((f"{op} nodes", str(old), str(new), change(old, new)))
-    return rows
-
-
-def top_kernels(original: Cost, optimized: Cost, count: int = 5) -> list[Row]:
-    """The kernels that take longest before or after: output, cycles before, after, change."""
-    before = {k.output: k.cycles for k in original.kernels if k.cycles is not None}
-    after = {k.output: k.cycles for k in optimized.kernels if k.cycles is not None}
-    heavy = sorted({*before, *after}, key=lambda o: (-max(before.get(o, 0), after.get(o, 0)), o))[
-        :count
-    ]
-    return [
-        (o, _cycles(before.get(o)), _cycles(after.get(o)), change(before.get(o), after.get(o)))
-        for o in heavy
-    ]
-
-
-def applied_lines(result: Result) -> list[str]:
-    """What was applied where, one line per kind of rewrite and choice."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for site, choice in result.recipe.candidate.decisions:
-        counts[site.split("@", 1)[0], choice] += 1
-    return [
-        f"{name}: {choice} at {n} site{'s' if n > 1 else ''}"
-        for (name, choice), n in sorted(counts.items())
-    ]
-
-
-def markdown(result: Result) -> str:
-    """The report for people."""
-    kind = result.original.cost.kind
-    out = [
-        f"# {result.headline()}",
-        "",
-        f"Target: **{result.target.name}** ({result.target.title}). Latency figures are "
-        f"of kind *{kind}*: {result.target.notes or 'see the target card.'}",
-        "The original is the cleaned input (constants folded, batch norms folded), so that "
-        "clean-up does not count as a gain.",
-        "",
-        *_table(
-            ("", "original", "result", "change"), summary_rows(result.original, result.optimized)
-        ),
-        "",
-        "## What was applied",
-        "",
-        *([f"- {line}" for line in applied_lines(result)] or ["- nothing: no choice pays here"]),
-        "",
-        f"Exactness: {result.exactness}. Search: {result.search['evaluations']} networks costed, "
-        f"stopped because {result.search['stopped']}.",
-        "",
-        "## Kernels that take longest (cycles)",
-        "",
-        *_table(
-            ("kernel (output tensor)", "original", "result", "change"),
-            top_kernels(result.original.cost, result.optimized.cost, 10),
-        ),
-        "",
-        "## Verification",
-        "",
-        *(f"- {line}" for line in result.verification.lines()),
-        *(f"- task metric, measured: {quality}" for quality in result.quality),
-        "",
-        *_fitted_weights(result.search.get("recovery")),
-        "## Ledger",
-        "",
-        f"Of {len(result.ledger)} choices and {len(result.misses)} declined places: "
-        + (", ".join(f"{n} {s}" for s, n in _ledger_counts(result).items()) or "none")
-        + ". Every row with its reason is in `ledger.csv`.",
-        "",
-        "## Normalisation",
-        "",
-        *(f"- {step}" for step in result.normalisation),
-        *(["", "## Warnings", "", *(f"- {w}" for w in result.warnings)] if result.warnings else []),
-    ]
-    return "\n".join(out) + "\n"
-
-
-def _fitted_weights(recovery: Mapping[str, Any] | None) -> list[str]:
-    """The candidates whose weights were fitted, and how far they are from the original."""
-    if recovery is None:
-        return []
-    rows = [
-        (
-            f"{-f['saving']:+.1%}",
-            f"{f['divergence']:.4f} +- {f['divergence_standard_error']:.4f}",
-            "no classes"
-            if f["agreement"] is None
-            else f"{f['agreement']:.1%} +- {f['agreement_standard_error']:.1%}",
-            f"{f['drop']:+.4f}",
-            "chosen" if f["chosen"] else "",
-        )
-        for f in recovery["finalists"]
-    ]
-    bound = recovery["bound"]
-    return [
-        "## Fitted weights",
-        "",
-        f"Fitted on {recovery['rows_fitted_on']} rows without labels, tuned by "
-        f"{recovery['rows_tuned_by']} and judged on "
-        f"{recovery['rows_held_out']} others. Divergence is {recovery['measure']}; the limit of "
-        f"{bound['max_drop']:g} binds on the {bound['on']}.",
-        "",
-        *_table(("cycles", "divergence", "agreement", "drop", ""), rows),
-        "",
-    ]
-
-
-def change(before: float | None, after: float | None) -> str:
-    """Relative change in percent; ``new`` or ``gone`` where there is nothing to compare."""
-    if not before:
-        return "new" if after else ""
-    if after is None:
-        return "gone"
-    return f"{100 * (after / before - 1):+.1f} %" if after != before else "="
-
-
-def size(count: float) -> str:
-    """Bytes for people, in binary units."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
-
-
-def _ledger_counts(result: Result) -> dict[str, int]:
-    return dict(sorted(Counter(str(row[3]) for row in ledger_rows(result)).items()))
-
-
-def _cycles(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
-
-
 def _metric(value: float, unit: str, kind: str) -> dict[str, Any]:
     return {"value": value, "unit": unit, "kind": kind}
 
@@ -342,11 +195,6 @@ def _metric(value: float, unit: str, kind: str) -> dict[str, Any]:
 def _port(port: Any) -> dict[str, Any]:
     shape = None if port.shape is None else list(port.shape)
     return {"name": port.name, "dtype": port.dtype, "shape": shape}
-
-
-def _table(head: tuple[str, ...], rows: Iterable[Iterable[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    return lines + ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
 
 
 def _csv(columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> str:
@@ -357,12 +205,98 @@ def _csv(columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> str:
     return text.getvalue()
 
 
-def files_of(result: Result) -> Mapping[str, str]:
-    """The text files of a run folder, by name."""
-    return {
+def markdown(result: Result) -> str:
+    """The report for people."""
+    return to_markdown(_page(result))
+
+
+def html(result: Result, pictures: Mapping[str, bytes]) -> str:
+    """The same as one HTML file that needs nothing else."""
+    return to_html(_page(result), pictures)
+
+
+def _page(result: Result) -> list[Block]:
+    return page(result, [str(row[3]) for row in ledger_rows(result)])
+
+
+def files_of(result: Result) -> Mapping[str, bytes]:
+    """The files of a run folder, by name."""
+    pictures = _pictures(result)
+    texts = {
         "recipe.toml": result.recipe.to_toml(),
         "report.json": json.dumps(as_dict(result), indent=2) + "\n",
         "report.md": markdown(result),
+        "report.html": html(result, pictures),
         "trials.jsonl": trials_jsonl(result),
         "ledger.csv": ledger_csv(result),
     }
+    return {name: text.encode() for name, text in texts.items()} | pictures
+
+
+def _pictures(result: Result) -> dict[str, bytes]:
+    points = front_points(result)
+    if not points:
+        return {}
+    title = f"{Path(result.source).name} on {result.target.name}"
+    return {
+        FRONT_PNG: draw_front(points, title),
+        FRONT_DARK_PNG: draw_front(points, title, dark=True),
+    }
+
+
+def point_dict(point: FrontPoint) -> dict[str, Any]:
+    """One network of the front."""
+    weights = (
+        {"unavailable": True, "reason": "the cost source does not say"}
+        if point.weight_bytes is None
+        else _metric(point.weight_bytes, "bytes", point.kind)
+    )
+    return {
+        "label": point.label,
+        "recipe": str(point.candidate),
+        "chosen": point.chosen,
+        "evaluation": point.evaluation,
+        "metrics": {
+            "latency": _metric(point.seconds, "s", point.kind),
+            "cycles": _metric(point.cycles, "cycles", point.kind),
+            "peak_memory": _metric(point.peak_bytes, "bytes", point.kind),
+            "encoded_weights": weights,
+            "macs": _metric(point.macs, "MAC", "exact"),
+        },
+        "losses": [_loss_dict(loss) for loss in point.losses],
+    }
+
+
+def _loss_dict(loss: Loss) -> dict[str, Any]:
+    figure: dict[str, Any] = {"measure": loss.measure, "value": loss.value, "kind": loss.kind}
+    if loss.interval is not None:
+        figure["interval"] = list(loss.interval)
+    return figure | {"rows": loss.rows}
+
+
+def _contribution_dict(row: Contribution) -> dict[str, Any]:
+    head = {"rewrites": row.label, "count": row.rewrites}
+    if row.point is None:
+        return head | {"unavailable": True, "reason": row.reason}
+    return head | {"network": point_dict(row.point)}
+
+
+def _rule_dicts(result: Result) -> list[dict[str, Any]]:
+    if result.ruled is None:
+        return []
+    costs = result.rule_costs or (None,) * len(result.ruled.notes)
+    return [
+        {
+            "rule": note.rule,
+            "sites": note.sites,
+            "removed": len(note.gone),
+            "forced": len(note.forced),
+            "warning": note.warning,
+            "cost": {"unavailable": True, "reason": "nothing is known of what it took out"}
+            if cost is None or cost.cycles is None
+            else _metric(cost.cycles, "cycles", "estimate"),
+            "unfitted": 0 if cost is None else cost.unfitted,
+            "uncosted": 0 if cost is None else cost.uncosted,
+        }
+        for note, cost in zip(result.ruled.notes, costs, strict=True)
+    ]

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from onnxnas import report
+from onnxnas.attribution import Contribution
 from onnxnas.cost import Target
 from onnxnas.errors import UsageError
+from onnxnas.front_point import FrontPoint
 from onnxnas.graph import Port
 from onnxnas.loading import save_model
 from onnxnas.pass_contract import Miss
 from onnxnas.prepare import Network
 from onnxnas.quality import Quality
 from onnxnas.recipe import Recipe
+from onnxnas.report_tables import change
+from onnxnas.rule_costs import RuleCost
 from onnxnas.rules import Ruled
 from onnxnas.search import LedgerRow, Trial
 from onnxnas.verify import Verification
@@ -35,6 +39,9 @@ class Result:
         quality: the task metric before and after, where one was given.
         external: weights are written to a file beside the model, as the input's were.
         ruled: what the user's rules did; None without any.
+        rule_costs: what each rule cost, in their order; empty where that was not looked at.
+        front: networks that could be had instead, `recipe` among them, marked as chosen.
+        contributions: the result taken apart by kind of rewrite.
     """
 
     model: Any
@@ -57,6 +64,9 @@ class Result:
     quality: tuple[Quality, ...] = ()
     external: bool = False
     ruled: Ruled | None = None
+    rule_costs: tuple[RuleCost, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
+    contributions: tuple[Contribution, ...] = ()
     version: str = __version__
 
     @property
@@ -81,7 +91,7 @@ class Result:
         return (
             f"{Path(self.source).name} on {self.target.name}: "
             f"{before.seconds * 1e3:.3f} ms -> {after.seconds * 1e3:.3f} ms "
-            f"({report.change(before.seconds, after.seconds)}, {after.kind})"
+            f"({change(before.seconds, after.seconds)}, {after.kind})"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,20 +116,25 @@ class Result:
             raise UsageError(
                 f"Cannot create the run folder {run_dir}: {error.strerror}."
             ) from error
-        for name, text in report.files_of(self).items():
-            write_text(run_dir / name, text)
+        for name, content in report.files_of(self).items():
+            write_file(run_dir / name, content)
         save_model(self.model, output, external=self.external)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it.
+    """Write a text file under a temporary name and rename it; see `write_file`."""
+    write_file(path, text.encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it.
 
     Raises:
         UsageError: the path cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         raise UsageError(f"Cannot write {path}: {error.strerror}.") from error

@@ -49,7 +49,9 @@ def test_optimize_writes_a_verified_model_and_its_reports(
     assert "each choice alone" in stderr
     oracle.assert_same_outputs(onnx.load(model), onnx.load(out))
     names = {p.name for p in (tmp_path / "out.run").iterdir()}
-    assert names == {"recipe.toml", "report.json", "report.md", "trials.jsonl", "ledger.csv"}
+    assert names == {
+        "recipe.toml", "report.json", "report.md", "report.html", "trials.jsonl", "ledger.csv"
+    }  # fmt: skip
     data = json.loads((tmp_path / "r.json").read_text())
     jsonschema.validate(data, report.schema())
     assert data == json.loads((tmp_path / "out.run" / "report.json").read_text())

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = """
 7 __init__ __main__ cli rewrite_cli options console import_cli target_cli
 6 pipeline choose result testing
-6 report report_front report_html front_picture
+6 report report_page report_tables page front_picture
 5 prepare search screening greedy cost_table materialize verify evaluate quality metrics
 5 problem strategy strategies exact evolution journal study front
 5 fit_rows int8 proxies recover divergence held_out recovery_search
@@ -37,6 +37,7 @@ ONLY_IN = {
     "onnxruntime": "runtime int8 hwmodels.*",
     "onnxslim": "normalise",
     "PIL": "pictures calibration",
+    "matplotlib": "front_picture",
     "ethosu": "hwmodels.*",
     "flatbuffers": "hwmodels.*",
     "typer": "cli rewrite_cli options import_cli target_cli",

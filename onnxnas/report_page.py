@@ -1,0 +1,185 @@
+"""What the report for people says, in order; `onnxnas.page` writes it as Markdown or HTML."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from onnxnas.front_point import FrontPoint, loss_title, measure_of
+from onnxnas.page import Block, Bullets, Heading, Picture, Table, Text
+from onnxnas.report_tables import (
+    applied_lines,
+    contribution_rows,
+    front_points,
+    front_rows,
+    rule_rows,
+    summary_rows,
+    top_kernels,
+)
+
+if TYPE_CHECKING:
+    from onnxnas.result import Result
+
+FRONT_PNG = "front.png"
+FRONT_DARK_PNG = "front-dark.png"
+
+
+def page(result: Result, statuses: Sequence[str]) -> list[Block]:
+    """The whole report.
+
+    Args:
+        statuses: of every row of the ledger.
+    """
+    return [*_result(result), *_alternatives(result), *_evidence(result), *_how(result, statuses)]
+
+
+def _result(result: Result) -> Iterator[Block]:
+    kind = result.original.cost.kind
+    yield Heading(result.headline(), 1)
+    yield Text(
+        f"Target: **{result.target.name}** ({result.target.title}). Latency figures are "
+        f"of kind *{kind}*: {result.target.notes or 'see the target card.'} "
+        "The original is the cleaned input (constants folded, batch norms folded), so that "
+        "clean-up does not count as a gain."
+    )
+    yield _table(
+        ("", "original", "result", "change"), summary_rows(result.original, result.optimized)
+    )
+    yield Heading("What was applied")
+    yield _bullets(applied_lines(result) or ["nothing: no choice pays here"])
+    yield Text(
+        f"Exactness: {result.exactness}. Search: {result.search['evaluations']} networks costed, "
+        f"stopped because {result.search['stopped']}."
+    )
+    rules = rule_rows(result)
+    if rules:
+        yield Heading("Rules")
+        yield Text(
+            "What a rule costs is an estimate: the cycles that the best known without it would "
+            "save more, sums of single choices on either side."
+        )
+        yield _table(("rule", "sites", "choices out", "forced", "costs"), rules)
+
+
+def _alternatives(result: Result) -> Iterator[Block]:
+    points = front_points(result)
+    if points:
+        yield Heading("What could be had instead")
+        yield Text(
+            "Networks on the front: none that was looked at costs less and loses less. Each named "
+            "one was compiled whole; intervals are 95 %."
+        )
+        yield _table(*front_rows(points))
+        yield Picture(FRONT_PNG, front_alt(points), FRONT_DARK_PNG)
+    if result.contributions:
+        original = FrontPoint.unchanged(result.original.cost)
+        yield Heading("What each kind of rewrite contributes")
+        yield Text(
+            "Each row is a network of its own, compiled whole and judged on the same rows. Nothing "
+            "was fitted for it: every choice has the weights that were fitted for it alone."
+        )
+        yield _table(*contribution_rows(result.contributions, original))
+
+
+def front_alt(points: Sequence[FrontPoint]) -> str:
+    """What the picture of a front shows, in words."""
+    named = [p for p in points if p.label]
+    chosen = next((p.label for p in named if p.chosen and p.label), "")
+    measure = measure_of(points)
+    against = loss_title(measure) if measure else "peak memory"
+    return (
+        f"Latency against {against}: {len(points) - 1} networks beside the original, "
+        f"from {min(p.seconds for p in points) * 1e3:.3f} ms to "
+        f"{max(p.seconds for p in points) * 1e3:.3f} ms"
+        + (f"; {chosen} is the result" if chosen else "")
+        + ". The table above holds the figures."
+    )
+
+
+def _evidence(result: Result) -> Iterator[Block]:
+    yield Heading("Kernels that take longest (cycles)")
+    yield _table(
+        ("kernel (output tensor)", "original", "result", "change"),
+        top_kernels(result.original.cost, result.optimized.cost, 10),
+    )
+    yield Heading("Verification")
+    yield _bullets(
+        [
+            *result.verification.lines(),
+            *(f"task metric, measured: {quality}" for quality in result.quality),
+        ]
+    )
+    yield from _fitted_weights(result.search.get("recovery"))
+
+
+def _how(result: Result, statuses: Sequence[str]) -> Iterator[Block]:
+    yield from _search_cost(result.search)
+    counts = sorted(Counter(statuses).items())
+    yield Heading("Ledger")
+    yield Text(
+        f"Of {len(statuses) - len(result.misses)} choices and {len(result.misses)} declined "
+        f"places: {', '.join(f'{n} {s}' for s, n in counts) or 'none'}. Every row with its reason "
+        "is in `ledger.csv`."
+    )
+    yield Heading("Normalisation")
+    yield _bullets(result.normalisation)
+    if result.warnings:
+        yield Heading("Warnings")
+        yield _bullets(result.warnings)
+
+
+def _search_cost(search: Mapping[str, Any]) -> Iterator[Block]:
+    """How long the search took, phase by phase where it says so."""
+    if "seconds" not in search:
+        return
+    yield Heading("What the search cost")
+    cpu = search.get("cpu_seconds")
+    yield Text(
+        f"{search['evaluations']} networks costed in {search['seconds']:.1f} s"
+        + (f" ({cpu / 60:.1f} CPU minutes)" if cpu is not None else "")
+        + f", by {search['strategy']}, seed {search['seed']}, of a space of "
+        f"{search.get('space_size', 0):.3g} combinations."
+    )
+    phases = search.get("phases")
+    if phases:
+        rows = [
+            (str(p["phase"]), f"{p['seconds']:.1f} s", str(p.get("evaluations", "")))
+            for p in phases
+        ]
+        yield _table(("phase", "time", "networks"), rows)
+
+
+def _fitted_weights(recovery: Mapping[str, Any] | None) -> Iterator[Block]:
+    """The candidates whose weights were fitted, and how far they are from the original."""
+    if recovery is None:
+        return
+    bound = recovery["bound"]
+    yield Heading("Fitted weights")
+    yield Text(
+        f"Fitted on {recovery['rows_fitted_on']} rows without labels, tuned by "
+        f"{recovery['rows_tuned_by']} and judged on "
+        f"{recovery['rows_held_out']} others. Divergence is {recovery['measure']}; the limit of "
+        f"{bound['max_drop']:g} binds on the {bound['on']}."
+    )
+    rows = [
+        (
+            f"{-f['saving']:+.1%}",
+            f"{f['divergence']:.4f} +- {f['divergence_standard_error']:.4f}",
+            "no classes"
+            if f["agreement"] is None
+            else f"{f['agreement']:.1%} +- {f['agreement_standard_error']:.1%}",
+            f"{f['drop']:+.4f}",
+            "chosen" if f["chosen"] else "",
+        )
+        for f in recovery["finalists"]
+    ]
+    yield _table(("cycles", "divergence", "agreement", "drop", ""), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    return Table(tuple(head), tuple(map(tuple, rows)))
+
+
+def _bullets(items: Sequence[str]) -> Bullets:
+    return Bullets(tuple(items))
