@@ -100,12 +100,18 @@ def show_result(result: Result, output: Path, run_dir: Path, command: Sequence[s
     print(f"exactness: {result.exactness}; {result.verification.lines()[-1]}")
     for quality in result.quality:
         print(f"measured: {quality}")
+    points = report_tables.front_points(result)
+    if points:
+        head, rows = report_tables.front_rows(points)
+        _print(_table(("could be had instead", *head[1:]), rows))
+    for line in report_tables.rule_lines(result):
+        print(f"rule {line}")
     heavy = [
         (_short(row[0]), *row[1:])
         for row in report_tables.top_kernels(result.original.cost, result.optimized.cost)
     ]
     _print(_table(("top kernels, cycles", "original", "result", "change"), heavy))
-    print(f"model:  {output}\nreport: {run_dir}/report.md (and recipe.toml, ledger.csv, ...)")
+    print(f"model:  {output}\nreport: {run_dir}/report.html (and .md, .json, recipe.toml, ...)")
     print(f"repeat: onnxnas {shlex.join(command)}")
 
 

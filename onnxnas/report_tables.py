@@ -85,7 +85,7 @@ def front_rows(points: Sequence[FrontPoint]) -> tuple[tuple[str, ...], list[tupl
     measure = measure_of(points)
     named = [p for p in points if p.label]
     return _point_head("", named, measure), [
-        (f"**{p.label}**, chosen" if p.chosen else p.label, *_cells(p, named[0], measure))
+        (f"{p.label} (chosen)" if p.chosen else p.label, *_cells(p, named[0], measure))
         for p in named
     ]
 
@@ -122,6 +122,16 @@ def rule_rows(result: Result) -> list[tuple[str, ...]]:
             note.warning or rule_cost_text(cost, result.original.cost.cycles),
         )
         for note, cost in zip(result.ruled.notes, costs, strict=True)
+    ]
+
+
+def rule_lines(result: Result) -> list[str]:
+    """One line for each rule that did something; the others are warnings already."""
+    warned = {f"`{n.rule}`" for n in result.ruled.notes if n.warning} if result.ruled else set()
+    return [
+        f"{rule.strip('`')}: {out} choices out, {forced} forced; estimated cost: {cost}"
+        for rule, _, out, forced, cost in rule_rows(result)
+        if rule not in warned
     ]
 
 

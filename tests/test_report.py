@@ -16,7 +16,7 @@ import pytest
 from fakes import ToyCostModel
 from PIL import Image
 
-from onnxnas import pipeline, report
+from onnxnas import console, pipeline, report
 from onnxnas import prepare as prepare_module
 from onnxnas.attribution import attribute
 from onnxnas.front_point import FrontPoint, Loss
@@ -111,7 +111,7 @@ def test_what_rules_took_out_is_in_the_ledger(result: Result) -> None:
 
 def test_the_markdown_shows_front_parts_and_rules(result: Result) -> None:
     text = report.markdown(result)
-    assert "| **B**, chosen |" in text
+    assert "| B (chosen) |" in text
     assert "classes that differ, % (95 %, 50 rows)" in text
     assert "| 4.0 (0.4 to 3.6) | fitted together |" in text
     assert "not made: sums" not in text, "points without a name are not in the table"
@@ -120,6 +120,17 @@ def test_the_markdown_shows_front_parts_and_rules(result: Result) -> None:
     assert "![Latency against classes that differ, %: 3 networks" in text
     assert "7 networks costed in 1.5 s (1.5 CPU minutes)" in text
     assert "| costing each choice | 1.0 s | 5 |" in text
+
+
+def test_the_console_shows_front_and_rules(
+    result: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.show_result(result, Path("out.onnx"), Path("out.run"), ["optimize", "net.onnx"])
+    text = capsys.readouterr().out
+    assert "could be had instead" in text
+    assert "B (chosen)" in text
+    assert 'rule depthwise-to-standard = "never dense": 2 choices out, 0 forced; estimated' in text
+    assert "haed" not in text, "what did nothing is a warning"
 
 
 class _Reader(HTMLParser):
