@@ -1,18 +1,118 @@
-"""NSGA-II over the choices of a problem, by pymoo."""
+"""NSGA-II over the choices of a problem: selection and survival by pymoo, genes by us.
+
+Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II". Limits come first:
+of two candidates that miss them the one that misses less survives.
+"""
 
 from __future__ import annotations
 
-from onnxnas.problem import Figures, Genes
-from onnxnas.strategy import Strategy
+from typing import Any
+
+import numpy as np
+
+from onnxnas.errors import UsageError
+from onnxnas.problem import Figures, Genes, Problem
+from onnxnas.strategy import Recent, Strategy, keys
+
+_POPULATION = 40
 
 
 class Evolution(Strategy):
-    """NSGA-II."""
+    """NSGA-II; finishes when it finds nothing new, which only happens in small spaces."""
 
     name = "evolution"
 
+    def __init__(self, problem: Problem, seed: int = 0, start: Genes | None = None) -> None:
+        super().__init__(problem, seed, start)
+        self._recent = Recent()
+        self._asked: Any = None
+        self._algorithm = self._nsga2()
+
     def ask(self) -> Genes:
-        return self.start[:0]
+        self._asked = self._algorithm.ask()
+        if self._asked is None:
+            return self.start[:0]
+        genes: Genes = self._asked.get("X").astype(np.intp)
+        return self._recent.fresh(genes)
 
     def tell(self, genes: Genes, figures: Figures) -> None:
-        pass
+        goal = self.problem.goal
+        possible = goal.possible(figures)
+        missed = np.where(possible[:, None], goal.violations(figures), 1e9)
+        # What is impossible needs figures all the same; its misses keep it from surviving.
+        figures = np.where(possible[:, None], figures, goal.original)
+        impossible = np.where(possible, 0.0, 1e9)[:, None]
+        self._asked.set(
+            "F", figures[:, goal.columns], "G", np.concatenate([missed, impossible], axis=1)
+        )
+        self._algorithm.tell(infills=self._asked)
+
+    def _nsga2(self) -> Any:
+        try:
+            from pymoo.algorithms.moo.nsga2 import NSGA2
+            from pymoo.core.problem import Problem as PymooProblem
+            from pymoo.core.termination import NoTermination
+            from pymoo.operators.crossover.ux import UniformCrossover
+        except ImportError:
+            raise UsageError(
+                "The evolution strategy needs pymoo: pip install 'onnxnas[search]'."
+            ) from None
+        goal, choices = self.problem.goal, self.problem.choices
+        described = PymooProblem(
+            n_var=len(choices),
+            n_obj=len(goal.columns),
+            n_ieq_constr=len(goal.limits) + 1,
+            xl=np.zeros(len(choices)),
+            xu=choices,
+            vtype=int,
+        )
+        algorithm = NSGA2(
+            pop_size=_POPULATION,
+            sampling=self._first(),
+            crossover=UniformCrossover(),
+            mutation=self._mutated,
+            repair=self._repaired,
+            eliminate_duplicates=_Unseen(self._recent),
+            termination=NoTermination(),
+            seed=int(self.rng.integers(2**31)),
+        )
+        return algorithm.setup(described)
+
+    def _first(self) -> Genes:
+        """What is given, the original, and candidates that rewrite anything from little to all."""
+        choices = self.problem.choices
+        drawn = self.rng.integers(0, choices + 1, size=(4 * _POPULATION, len(choices)))
+        density = self.rng.random((len(drawn), 1))
+        drawn[self.rng.random(drawn.shape) > density] = 0
+        drawn = self.problem.repaired(drawn.astype(np.intp), self.rng)
+        everyone = np.concatenate([self.start, np.zeros_like(drawn[:1]), drawn])
+        return Recent().fresh(everyone)[: max(_POPULATION, len(self.start) + 1)]
+
+    def _mutated(self, _: Any, offspring: Any, random_state: Any = None, **__: Any) -> Any:
+        """Each gene, once per candidate on average, becomes another one."""
+        genes, choices = offspring.get("X").astype(np.intp), self.problem.choices
+        shift = random_state.integers(1, np.maximum(choices, 1) + 1, size=genes.shape)
+        hit = random_state.random(genes.shape) < 1 / max(1, int(np.count_nonzero(choices)))
+        offspring.set("X", np.where(hit, (genes + shift) % (choices + 1), genes))
+        return offspring
+
+    def _repaired(self, _: Any, offspring: Any, random_state: Any = None, **__: Any) -> Any:
+        genes = offspring.get("X").astype(np.intp)
+        offspring.set("X", self.problem.repaired(genes, random_state))
+        return offspring
+
+
+class _Unseen:
+    """Keeps candidates from being asked for again; what pymoo calls to eliminate duplicates."""
+
+    def __init__(self, recent: Recent) -> None:
+        self._recent = recent
+
+    def do(self, offspring: Any, *others: Any) -> Any:
+        seen = {key for other in others if len(other) for key in keys(other.get("X"))}
+        rows = []
+        for i, key in enumerate(keys(offspring.get("X"))):
+            if key not in seen and key not in self._recent:
+                seen.add(key)
+                rows.append(i)
+        return offspring[rows]

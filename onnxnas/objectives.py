@@ -202,11 +202,19 @@ class Goal:
             missed[:, i] = np.where(over <= _SLACK * scale, 0.0, over / scale)
         return missed
 
+    def possible(self, figures: Array) -> NDArray[np.bool_]:
+        """Which candidates can be made, and all that is asked about them is known: (n,).
+
+        A figure that nobody asks about may be unknown (NaN), e.g. a target's stored weights.
+        """
+        asked = np.array([*self.columns, *self.ceilings], dtype=np.intp)
+        known = ~np.isnan(figures[:, asked]).any(axis=1)
+        can: NDArray[np.bool_] = known & ~np.isinf(figures).any(axis=1)
+        return can
+
     def feasible(self, figures: Array) -> NDArray[np.bool_]:
         """Which candidates are possible and meet every limit: (n,)."""
-        possible = np.isfinite(figures).all(axis=1)
-        met: NDArray[np.bool_] = possible & (self.violations(figures) == 0).all(axis=1)
-        return met
+        return self.possible(figures) & (self.violations(figures) == 0).all(axis=1)
 
     def order(self, figures: Array) -> NDArray[np.intp]:
         """Indices of candidates from best to worst: (n,).
@@ -215,7 +223,7 @@ class Goal:
         other columns; then the others by their worst miss.
         """
         missed = self.violations(figures).max(axis=1, initial=0.0)
-        missed = np.where(np.isfinite(figures).all(axis=1), missed, np.inf)
+        missed = np.where(self.possible(figures), missed, np.inf)
         rest = [c for c in range(len(FIGURES)) if c not in self.columns]
         keys = [figures[:, c] for c in (*self.columns, *rest)]
         return np.lexsort([*reversed(keys), missed])

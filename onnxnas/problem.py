@@ -24,24 +24,30 @@ Genes = NDArray[np.intp]
 """(n, sites) choices of n candidates, 0 = keep."""
 Figures = NDArray[np.float64]
 """(n, 5) columns as `onnxnas.objectives.FIGURES`."""
+Cells = NDArray[np.float64]
+"""An axis of choices + 1 per site, and after them one per moment."""
 
 _DAMAGE = FIGURES.index("damage")
 
 
 class Factor(Protocol):
-    """A part of the cost that depends on few sites.
+    """A part of the cost that depends on few sites."""
 
-    Attributes:
-        sites: indices of them.
-        cycles: for every joint choice, an axis of choices + 1 per site.
-        weight_bytes: likewise.
-        macs: likewise.
-    """
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """Indices of them, ascending."""
 
-    sites: tuple[int, ...]
-    cycles: NDArray[np.float64]
-    weight_bytes: NDArray[np.float64]
-    macs: NDArray[np.float64]
+    @property
+    def cycles(self) -> NDArray[np.float64]:
+        """For every joint choice: an axis of choices + 1 per site."""
+
+    @property
+    def weight_bytes(self) -> NDArray[np.float64]:
+        """Likewise."""
+
+    @property
+    def macs(self) -> NDArray[np.float64]:
+        """Likewise."""
 
 
 class Table(Protocol):
@@ -55,6 +61,17 @@ class Table(Protocol):
     def factors(self) -> Sequence[Factor]:
         """Sum to cycles, weight bytes and MACs of a candidate."""
 
+    @property
+    def live(self) -> tuple[NDArray[np.float64], Sequence[tuple[tuple[int, ...], Cells]]] | None:
+        """Bytes alive at some moments: as the network is, and what joint choices add to them.
+
+        The peak is the largest of these sums; None where it is no such thing.
+        """
+
+    @property
+    def impossible(self) -> tuple[frozenset[Move], ...]:
+        """Sets of choices that cannot all be made, beyond those of sites that share a claim."""
+
     def figures(self, genes: Genes) -> Figures:
         """Of n candidates, damage 0."""
 
@@ -67,7 +84,7 @@ class Problem:
         table: costs.
         damage: per site, of *keep* and of each choice; infinite where unknown.
         goal: what is to be minimised within which limits.
-        gone: sets of moves that cannot all be made, beyond those whose sites share a claim.
+        gone: further sets of moves that are not to be made together.
     """
 
     table: Table
@@ -98,7 +115,7 @@ class Problem:
             )
             for s in table.sites
         )
-        return cls(table, columns, goal, tuple(sorted(gone, key=sorted)))
+        return cls(table, columns, goal, tuple(gone))
 
     @cached_property
     def choices(self) -> NDArray[np.intp]:
@@ -117,14 +134,14 @@ class Problem:
 
     @cached_property
     def forbidden(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """`gone` as (site index, gene) pairs."""
+        """`gone` and what the table calls impossible, as (site index, gene) pairs."""
         at = {s.id: i for i, s in enumerate(self.table.sites)}
         gene = {
             (s.id, c.label): k for s in self.table.sites for k, c in enumerate(s.choices, start=1)
         }
         return tuple(
             tuple(sorted((at[move[0]], gene[move]) for move in moves))
-            for moves in self.gone
+            for moves in (*self.table.impossible, *self.gone)
             if all(move in gene for move in moves)  # else one of them cannot be made anyway
         )
 
@@ -169,14 +186,31 @@ class Problem:
         return genes
 
     def evaluate(self, genes: Genes) -> Figures:
-        """Figures of n candidates; all infinite where choices exclude each other."""
+        """Figures of n candidates; all infinite where choices exclude each other.
+
+        Unknown figures are NaN; see `Goal.possible`.
+        """
         genes = np.asarray(genes, dtype=np.intp).reshape(-1, len(self.choices))
         figures = np.array(self.table.figures(genes), dtype=np.float64)
         for site, damage in enumerate(self.damage):
             figures[:, _DAMAGE] += damage[genes[:, site]]
-        impossible = self.conflicting(genes) | ~np.isfinite(figures).all(axis=1)
+        impossible = self.conflicting(genes) | np.isinf(figures).any(axis=1)
         figures[impossible] = np.inf
         return figures
+
+    def neighbours(self, row: Genes) -> Genes:
+        """All candidates one decision away from one; what excludes that decision is undone."""
+        rows = []
+        for site, count in enumerate(self.choices):
+            for gene in range(count + 1):
+                if gene != row[site]:
+                    other = row.copy()
+                    if gene:
+                        other[self.clashes[site]] = 0
+                    other[site] = gene
+                    rows.append(other)
+        found = np.array(rows, dtype=np.intp).reshape(-1, len(self.choices))
+        return found[~self.conflicting(found)]
 
     def candidate(self, genes: Sequence[int] | Genes) -> Candidate:
         """One row of genes in words."""

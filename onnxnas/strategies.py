@@ -56,12 +56,12 @@ class Greedy(Strategy):
         if self._at is None:
             keep = np.zeros((1, len(self.problem.choices)), dtype=np.intp)
             return self._recent.fresh(np.concatenate([self.start, keep]))
-        return self._recent.fresh(self._neighbours(self._at))
+        return self._recent.fresh(self.problem.neighbours(self._at))
 
     def tell(self, genes: Genes, figures: Figures) -> None:
         if self._at is None:
             best = self.problem.goal.order(figures)[0]
-            self._done = not np.isfinite(figures[best]).all()
+            self._done = not self.problem.goal.possible(figures[[best]])[0]
         else:
             scores = self._scores(figures)
             best = int(np.argmax(scores))
@@ -69,26 +69,12 @@ class Greedy(Strategy):
         if not self._done:
             self._at, self._figures = genes[best], figures[best]
 
-    def _neighbours(self, row: Genes) -> Genes:
-        """All candidates one decision away; what excludes the decision is undone."""
-        rows = []
-        for site, count in enumerate(self.problem.choices):
-            for gene in range(count + 1):
-                if gene != row[site]:
-                    other = row.copy()
-                    if gene:
-                        other[self.problem.clashes[site]] = 0
-                    other[site] = gene
-                    rows.append(other)
-        found = np.array(rows, dtype=np.intp).reshape(-1, len(self.problem.choices))
-        return found[~self.problem.conflicting(found)]
-
     def _scores(self, figures: Figures) -> Figures:
         """How good a step to each candidate is; positive where it is one forward."""
         goal = self.problem.goal
         both = np.concatenate([self._figures[None], figures])
         missed = goal.violations(both).sum(axis=1)
-        possible = np.isfinite(both).all(axis=1)
+        possible = goal.possible(both)
         both = np.where(possible[:, None], both, self._figures)
         scale = np.where(np.array(goal.original) > 0, goal.original, 1.0)
         value = (both / scale)[:, goal.columns].sum(axis=1)

@@ -63,13 +63,22 @@ class Recent:
     def fresh(self, genes: Genes) -> Genes:
         """The candidates not seen lately, each once; they count as seen from now on."""
         rows = []
-        for i, row in enumerate(genes):
-            key = row.astype(np.uint16).tobytes()
-            if key in self._known:
-                continue
-            rows.append(i)
-            self._known.add(key)
-            self._order.append(key)
-            if len(self._order) > self.LARGEST:
-                self._known.remove(self._order.popleft())
+        for i, key in enumerate(keys(genes)):
+            if key not in self._known:
+                rows.append(i)
+                self._saw(key)
         return genes[rows]
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._known
+
+    def _saw(self, key: bytes) -> None:
+        self._known.add(key)
+        self._order.append(key)
+        if len(self._order) > self.LARGEST:
+            self._known.remove(self._order.popleft())
+
+
+def keys(genes: Genes) -> list[bytes]:
+    """What tells candidates apart, hashable."""
+    return [row.tobytes() for row in genes.astype(np.uint16)]

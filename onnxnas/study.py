@@ -129,7 +129,7 @@ class Study:
         feasible = goal.feasible(figures)
         self._front.add(genes[feasible], figures[feasible])
         best = goal.order(figures)[0]
-        if not np.isfinite(figures[best]).all():
+        if not goal.possible(figures[[best]])[0]:
             return
         if self._nearest is not None:
             both = np.stack([self._nearest[1], figures[best]])
@@ -162,8 +162,8 @@ def journaled(
             known = journal.get(kind, candidate)
             if known is None:
                 row = [float(f) for f in next(answers)]
-                known = {"figures": [f if np.isfinite(f) else None for f in row]}
+                known = {"figures": [f if np.isfinite(f) else str(f) for f in row]}
                 journal.add(kind, candidate, known)
-            yield [np.inf if f is None else f for f in known["figures"]]
+            yield [float(f) for f in known["figures"]]
 
     return lookup

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxnas.objectives import Goal, Limit
-from onnxnas.problem import Figures, Genes, Problem
+from onnxnas.problem import Cells, Figures, Genes, Problem
+from onnxnas.search import Move
 from onnxnas.sites import Choice, Site
 
 CLOCK = 1e9  # a cycle is a nanosecond
@@ -33,6 +34,18 @@ class MadeUpTable:
     sites: tuple[Site, ...]
     factors: tuple[Part, ...]
     tensors: tuple[Part, ...]  # bytes of a tensor, in `cycles`
+    says_live: bool = True
+    impossible: tuple[frozenset[Move], ...] = ()
+
+    @property
+    def live(self) -> tuple[Cells, list[tuple[tuple[int, ...], Cells]]] | None:
+        if not self.says_live:
+            return None
+        moments = np.eye(len(self.tensors))
+        added = [
+            (t.sites, t.cycles[..., None] * m) for t, m in zip(self.tensors, moments, strict=True)
+        ]
+        return np.zeros(len(moments)), added
 
     def figures(self, genes: Genes) -> Figures:
         found = np.zeros((len(genes), 5))
@@ -103,7 +116,7 @@ class MadeUp:
     def problem(self, minimise: str = "latency", **limits: str) -> Problem:
         rng = np.random.default_rng(self.seed + 1)
         damage = {
-            (site.id, choice.label): float(rng.random().round(3))
+            (site.id, choice.label): round(float(rng.random()), 3)
             for site in self.table.sites
             for choice in site.choices
         }

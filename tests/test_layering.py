@@ -16,7 +16,7 @@ LAYERS = """
 6 pipeline choose result testing
 6 report report_page report_tables page front_picture
 5 prepare search screening greedy cost_table materialize verify evaluate quality metrics
-5 problem strategy strategies exact evolution journal study front
+5 problem strategy strategies exact integer_program evolution journal study front
 5 fit_rows int8 proxies recover divergence held_out recovery_search
 5 front_point rules rule_file rule_costs recipe transfer attribution
 4 plugins
