@@ -271,11 +271,11 @@ class Program:
         """
         rng = np.random.default_rng(len(self._guesses))
         drawn = rng.integers(0, self.problem.choices + 1, size=(_SAMPLES, len(genes)))
-        fixed = self.problem.choices > 0
+        fixed: NDArray[np.bool_] = np.greater(self.problem.choices, 0)
         for site in np.flatnonzero(fixed)[::-1]:
             fixed[site] = False
             peaks = self.problem.table.figures(np.where(fixed, genes, drawn))[:, _PEAK]
-            fixed[site] = not (peaks > most).all()
+            fixed[site] = peaks.min() <= most
         return tuple((int(s), int(genes[s])) for s in np.flatnonzero(fixed))
 
     def _polished(self, found: Solution, at: int, ceilings: Mapping[int, float]) -> Solution:

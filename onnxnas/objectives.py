@@ -207,14 +207,14 @@ class Goal:
 
         A figure that nobody asks about may be unknown (NaN), e.g. a target's stored weights.
         """
-        asked = np.array([*self.columns, *self.ceilings], dtype=np.intp)
-        known = ~np.isnan(figures[:, asked]).any(axis=1)
-        can: NDArray[np.bool_] = known & ~np.isinf(figures).any(axis=1)
-        return can
+        asked = figures[:, [*self.columns, *self.ceilings]]
+        lost = np.isnan(asked).sum(axis=1) + np.isinf(figures).sum(axis=1)
+        return np.equal(lost, 0)
 
     def feasible(self, figures: Array) -> NDArray[np.bool_]:
         """Which candidates are possible and meet every limit: (n,)."""
-        return self.possible(figures) & (self.violations(figures) == 0).all(axis=1)
+        met: NDArray[np.bool_] = np.equal(self.violations(figures).max(axis=1, initial=0.0), 0)
+        return met & self.possible(figures)
 
     def order(self, figures: Array) -> NDArray[np.intp]:
         """Indices of candidates from best to worst: (n,).

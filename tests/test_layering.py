@@ -38,6 +38,7 @@ ONLY_IN = {
     "onnxslim": "normalise",
     "PIL": "pictures calibration",
     "matplotlib": "front_picture",
+    "pymoo": "evolution",
     "ethosu": "hwmodels.*",
     "flatbuffers": "hwmodels.*",
     "typer": "cli rewrite_cli options import_cli target_cli",
