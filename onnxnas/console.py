@@ -16,6 +16,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from onnxnas import report_tables
+from onnxnas.graph import static_view
+from onnxnas.rules import stages, stages_text
 
 if TYPE_CHECKING:
     from onnxnas.evaluate import Measured
@@ -129,6 +131,10 @@ def show_sites(prepared: Prepared, why: bool) -> None:
     """Sites per pass and, if wanted, declined places."""
     for step in prepared.steps:
         print(f"cleaned: {step}")
+    view = static_view(prepared.graph, prepared.input_shapes)
+    print(f"stages, for rules: {stages_text(stages(view))}")
+    for note in prepared.ruled.notes if prepared.ruled else ():
+        print(f"rule {note.rule}: {note.sites} sites, {len(note.gone)} choices out")
     sites = [(s.pass_name, s.tensor, ", ".join(c.label for c in s.choices)) for s in prepared.space]
     _print(_table(("pass", "site (output tensor)", "choices besides keep"), sites, numbers=False))
     print(

@@ -192,6 +192,8 @@ def inspect(
         write_json(json_to, _inspected(prepared))
     if json_to != "-":
         console.show_sites(prepared, why)
+    for warning in prepared.warnings:
+        console.warn(warning)
 
 
 def _deliver(result: Result, output: Path, run_dir: Path, json_to: str | None) -> None:
@@ -218,6 +220,16 @@ def _inspected(prepared: Prepared) -> dict[str, Any]:
                 ],
             }
             for s in prepared.space
+        ],
+        "rules": [
+            {
+                "rule": n.rule,
+                "sites": n.sites,
+                "removed": len(n.gone),
+                "forced": len(n.forced),
+                "warning": n.warning,
+            }
+            for n in (prepared.ruled.notes if prepared.ruled else ())
         ],
         "declined": [
             {"pass": m.pass_name, "tensor": m.tensor, "reason": m.reason} for m in prepared.misses

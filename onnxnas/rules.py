@@ -95,6 +95,11 @@ def stages(graph: Any) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(sizes, key=lambda size: (-_area(size), size)))
 
 
+def stages_text(found: Sequence[Sequence[int]]) -> str:
+    """``1 = 56x56, 2 = 28x28``."""
+    return ", ".join(f"{i} = {'x'.join(map(str, s))}" for i, s in enumerate(found, 1)) or "none"
+
+
 @dataclass
 class _Application:
     space: SearchSpace
@@ -197,8 +202,8 @@ class _Application:
             labels = sorted({c.label for s in placed for c in s.choices})
             return f"no choice is called so there; there are {', '.join(labels)}{also}"
         if any(place.stages for place in rule.places):
-            have = ", ".join(f"{i} = {'x'.join(map(str, s))}" for i, s in enumerate(self.stages, 1))
-            return f"no site of {rule.passes} is in such a stage; stages are {have or 'none'}{also}"
+            have = stages_text(self.stages)
+            return f"no site of {rule.passes} is in such a stage; stages are {have}{also}"
         some = ", ".join(s.tensor for s in sites[:3])
         return (
             f"no site of {rule.passes} matches; they are {some}{', ...' * (len(sites) > 3)}{also}"

@@ -40,5 +40,7 @@ def read_text(path: Path, what: str) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read {what} {path}: {error}.") from error
+    except OSError as error:
+        raise UsageError(f"Cannot read {what} {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"Cannot read {what} {path}: it is not UTF-8 text.") from error

@@ -11,6 +11,7 @@ from fakes import ToyCostModel
 
 from onnxnas import graph as graphs
 from onnxnas.errors import UsageError
+from onnxnas.plugins import load_passes
 from onnxnas.rule_file import Place, Rule, parse_rules, read_rules
 from onnxnas.rules import Ruled, apply_rules, stages
 from onnxnas.sites import Candidate, Choice, SearchSpace, Site
@@ -189,3 +190,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_stages_are_resolutions_of_convolutions() -> None:
     assert stages(network()) == ((16, 16), (8, 8), (4, 4))
+
+
+def test_the_example_of_the_manual_is_read() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "rules.md").read_text(encoding="utf-8")
+    example = text.partition("```toml\n")[2].partition("```")[0]
+    rules = parse_rules(example, load_passes()[0])
+    assert [r.verb for r in rules] == ["never", "never", "only", "forbid", "prefer", "force"]
+    assert rules[0].places == (Place(under=0.01),)
+    assert rules[4].factor == 3
+    for verb in ("never", "forbid", "only", "force", "prefer"):
+        assert f"`{verb}`" in text
