@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from onnxnas import import_cli, rewrite_cli, target_cli
+from onnxnas import import_cli, refine_cli, rewrite_cli, target_cli
 from onnxnas.options import (
     DEFAULT_TARGET,
     CalibrationOpt,
@@ -42,7 +42,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 target_app = typer.Typer(help="Targets: accelerators the tool can cost.", no_args_is_help=True)
-app.registered_commands += rewrite_cli.app.registered_commands
+for _verbs in (rewrite_cli.app, refine_cli.app):
+    app.registered_commands += _verbs.registered_commands
 for _verbs in (target_cli.app, import_cli.app):
     target_app.registered_commands += _verbs.registered_commands
 app.add_typer(target_app, name="target")

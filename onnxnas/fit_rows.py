@@ -79,6 +79,24 @@ class FitRows:
             if row in picked:
                 yield batch
 
+    def chunks(
+        self, role: Role, size: int, rng: np.random.Generator | None = None
+    ) -> Iterator[list[Tensors]]:
+        """Inputs of one role, several runs at a time; shuffled where a generator is given."""
+        at = [row for row, r in enumerate(self.roles) if r == role]
+        if rng is not None:
+            at = [at[i] for i in rng.permutation(len(at))]
+        width = self.calibration.batch
+        for start in range(0, len(at), size):
+            runs = [range(row * width, (row + 1) * width) for row in at[start : start + size]]
+            yield [next(self.calibration.subset(run).batches()) for run in runs]
+
+    def turned(self, batch: Tensors) -> Tensors:
+        """The same pictures mirrored."""
+        assert self.mirrored is not None
+        name, axis = self.mirrored
+        return {**batch, name: np.ascontiguousarray(np.flip(batch[name], axis))}
+
     def judged(self) -> Iterator[Tensors]:
         """Inputs that candidates are judged on."""
         for role, batch in zip(self.roles, self.calibration.batches(), strict=True):
@@ -100,8 +118,7 @@ class FitRows:
                 continue
             yield row, self.roles[row], {**batch, **run(batch)}
             if self.mirrored and self.roles[row] == "fit":
-                name, axis = self.mirrored
-                turned = {**batch, name: np.ascontiguousarray(np.flip(batch[name], axis))}
+                turned = self.turned(batch)
                 yield len(self) + row, "fit", {**turned, **run(turned)}
 
 

@@ -56,13 +56,27 @@ class Int8:
     result_int8: Divergence
     quality: tuple[Quality, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        named = (
+    @property
+    def networks(self) -> tuple[tuple[str, Divergence], ...]:
+        """The three, named."""
+        return (
             ("original int8", self.original),
             ("result float", self.result),
             ("result int8", self.result_int8),
         )
+
+    def lines(self) -> list[str]:
+        """For people."""
+        rows = len(self.original.rows)
+        said = [f"{self.measure}, from the original in float, on {rows} rows:"]
+        for i, (name, found) in enumerate(self.networks):
+            agrees = "" if found.agrees is None else f", same class on {found.agrees:.1%}"
+            task = f"; {self.quality[i]}" if self.quality else ""
+            said.append(f"{name:14} {found.value:.4f} +- {found.error:.4f}{agrees}{task}")
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {
             "measure": self.measure,
             "rows": len(self.original.rows),
@@ -76,7 +90,7 @@ class Int8:
                     "agreement_standard_error": found.agreement_error,
                     **({"metric": str(self.quality[i])} if self.quality else {}),
                 }
-                for i, (name, found) in enumerate(named)
+                for i, (name, found) in enumerate(self.networks)
             ],
         }
 

@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = """
-7 __init__ __main__ cli rewrite_cli options console import_cli target_cli
+7 __init__ __main__ cli rewrite_cli refine_cli options console import_cli target_cli
 6 pipeline choose result testing
 6 report report_page report_tables page front_picture
 5 prepare search screening greedy cost_table materialize verify evaluate quality metrics
 5 problem strategy strategies exact integer_program evolution journal study front
-5 fit_rows int8 proxies recover divergence held_out recovery_search
+5 fit_rows int8 torch_network distill proxies recover divergence held_out recovery_search
 5 front_point rules rule_file rule_costs recipe transfer attribution
 4 plugins
 4 passes.* hwmodels.*
@@ -41,7 +41,8 @@ ONLY_IN = {
     "pymoo": "evolution",
     "ethosu": "hwmodels.*",
     "flatbuffers": "hwmodels.*",
-    "typer": "cli rewrite_cli options import_cli target_cli",
+    "typer": "cli rewrite_cli refine_cli options import_cli target_cli",
+    "torch": "torch_network distill",
     "rich": "console target_cli",
 }
 """The layers and modules that may import a third party's package."""
