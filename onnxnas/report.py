@@ -19,7 +19,7 @@ from onnxnas.cost import Cost
 from onnxnas.front_picture import draw_front
 from onnxnas.front_point import FrontPoint, Loss
 from onnxnas.page import Block, to_html, to_markdown
-from onnxnas.report_page import FRONT_DARK_PNG, FRONT_PNG, page
+from onnxnas.report_page import FRONT_DARK_PNG, FRONT_PNG, page, x_axis
 from onnxnas.report_tables import front_points
 
 if TYPE_CHECKING:
@@ -98,11 +98,16 @@ def measured_dict(measured: Measured) -> dict[str, Any]:
 
 def network_dict(network: Network) -> dict[str, Any]:
     """Metrics and kernels of one network."""
-    return {
+    found = {
         "metrics": metrics(network),
         "operators": dict(network.operators),
         "kernels": kernel_dicts(network.cost),
     }
+    if network.cost.kind == "predicted":
+        found["uncovered_share"] = network.cost.uncovered_share
+    if alive := network.cost.detail.get("peak_tensors"):
+        found["peak_tensors"] = {memory: list(tensors) for memory, tensors in alive.items()}
+    return found
 
 
 def metrics(network: Network) -> dict[str, Any]:
@@ -117,9 +122,14 @@ def metrics(network: Network) -> dict[str, Any]:
         if cost.weight_bytes is not None
         else {"unavailable": True, "reason": "the cost source does not say"}
     )
+    latency = _metric(cost.seconds, "s", cost.kind)
+    cycles = _metric(cost.cycles, "cycles", cost.kind)
+    if cost.interval is not None and cost.cycles:
+        cycles["interval"] = list(cost.interval)
+        latency["interval"] = [end * cost.seconds / cost.cycles for end in cost.interval]
     return {
-        "latency": _metric(cost.seconds, "s", cost.kind),
-        "cycles": _metric(cost.cycles, "cycles", cost.kind),
+        "latency": latency,
+        "cycles": cycles,
         **peak,
         "encoded_weights": weights,
         "macs": _metric(cost.macs, "MAC", "exact"),
@@ -138,6 +148,10 @@ def kernel_dicts(cost: Cost) -> list[dict[str, Any]]:
         else:
             share = kernel.cycles / cost.cycles if cost.cycles else 0.0
             row |= {"cycles": kernel.cycles, "share": round(share, 6), "kind": cost.kind}
+        if kernel.interval is not None:
+            row["interval"] = list(kernel.interval)
+        if kernel.uncovered:
+            row["uncovered"] = list(kernel.uncovered)
         rows.append(row)
     return rows
 
@@ -238,9 +252,10 @@ def _pictures(result: Result) -> dict[str, bytes]:
     if not points:
         return {}
     title = f"{Path(result.source).name} on {result.target.name}"
+    x = x_axis(result)
     return {
-        FRONT_PNG: draw_front(points, title),
-        FRONT_DARK_PNG: draw_front(points, title, dark=True),
+        FRONT_PNG: draw_front(points, title, x=x),
+        FRONT_DARK_PNG: draw_front(points, title, x=x, dark=True),
     }
 
 

@@ -71,7 +71,7 @@ def _alternatives(result: Result) -> Iterator[Block]:
             "one was compiled whole; intervals are 95 %."
         )
         yield _table(*front_rows(points))
-        yield Picture(FRONT_PNG, front_alt(points), FRONT_DARK_PNG)
+        yield Picture(FRONT_PNG, front_alt(points, x_axis(result)), FRONT_DARK_PNG)
     if result.contributions:
         original = FrontPoint.unchanged(result.original.cost)
         yield Heading("What each kind of rewrite contributes")
@@ -82,15 +82,21 @@ def _alternatives(result: Result) -> Iterator[Block]:
         yield _table(*contribution_rows(result.contributions, original))
 
 
-def front_alt(points: Sequence[FrontPoint]) -> str:
+def x_axis(result: Result) -> str:
+    """What a picture of the front shows from left to right: the first cost to be small."""
+    asked = [m for m in result.search.get("objective", ()) if m != "quality"]
+    return str(next(iter(asked), "latency"))
+
+
+def front_alt(points: Sequence[FrontPoint], x: str) -> str:
     """What the picture of a front shows, in words."""
-    named = [p for p in points if p.label]
-    chosen = next((p.label for p in named if p.chosen and p.label), "")
+    chosen = next((p.label for p in points if p.chosen and p.label), "")
     measure = measure_of(points)
-    against = loss_title(measure) if measure else "peak memory"
+    other = "weights" if x == "peak-memory" else "peak memory"
     return (
-        f"Latency against {against}: {len(points) - 1} networks beside the original, "
-        f"from {min(p.seconds for p in points) * 1e3:.3f} ms to "
+        f"{x.replace('-', ' ').capitalize()} against {loss_title(measure) if measure else other}: "
+        f"the original and {len(points) - 1} other networks, latency from "
+        f"{min(p.seconds for p in points) * 1e3:.3f} ms to "
         f"{max(p.seconds for p in points) * 1e3:.3f} ms"
         + (f"; {chosen} is the result" if chosen else "")
         + ". The table above holds the figures."
@@ -134,9 +140,11 @@ def _search_cost(search: Mapping[str, Any]) -> Iterator[Block]:
     if "seconds" not in search:
         return
     yield Heading("What the search cost")
-    cpu = search.get("cpu_seconds")
+    cpu, looked_up = search.get("cpu_seconds"), search.get("looked_up")
     yield Text(
-        f"{search['evaluations']} networks costed in {search['seconds']:.1f} s"
+        f"{search['evaluations']} networks costed"
+        + (f" and {looked_up:,} looked up in tables" if looked_up else "")
+        + f" in {search['seconds']:.1f} s"
         + (f" ({cpu / 60:.1f} CPU minutes)" if cpu is not None else "")
         + f", by {search['strategy']}, seed {search['seed']}, of a space of "
         f"{search.get('space_size', 0):.3g} combinations."
@@ -144,10 +152,15 @@ def _search_cost(search: Mapping[str, Any]) -> Iterator[Block]:
     phases = search.get("phases")
     if phases:
         rows = [
-            (str(p["phase"]), f"{p['seconds']:.1f} s", str(p.get("evaluations", "")))
+            (
+                str(p["phase"]),
+                f"{p['seconds']:.1f} s",
+                f"{p['cpu_seconds']:.1f} s" if "cpu_seconds" in p else "",
+                str(p.get("evaluations", "")),
+            )
             for p in phases
         ]
-        yield _table(("phase", "time", "networks"), rows)
+        yield _table(("phase", "time", "CPU time", "networks"), rows)
 
 
 def _fitted_weights(recovery: Mapping[str, Any] | None) -> Iterator[Block]:
