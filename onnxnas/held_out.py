@@ -6,8 +6,8 @@ part is run once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,10 @@ Tensors = dict[str, NDArray[Any]]
 _MOST_KEPT_BYTES = 1 << 29
 """Values of inner tensors kept for all held-out rows; if they are more, all is run again."""
 
+_MOST_JUDGED = 1 << 18
+"""Values of one output kept of one row: of larger ones, as of a picture labelled pixel by pixel,
+every k-th position is compared."""
+
 
 @dataclass
 class HeldOut:
@@ -32,7 +36,7 @@ class HeldOut:
     Attributes:
         graph: the normalised original.
         judged: by what networks are compared.
-        expected: the judged tensors of the original, row by row.
+        expected: the judged tensors of the original, row by row; scores as [positions, classes].
         tick: called between rows.
     """
 
@@ -46,7 +50,7 @@ class HeldOut:
     def of(cls, graph: Any, rows: FitRows) -> HeldOut:
         """Run the original once."""
         held_out = cls(graph, rows, judged_tensors(graph))
-        held_out.expected = held_out._run(graph, [j.tensor for j in held_out.judged])
+        held_out.expected = held_out._answers(graph)
         return held_out
 
     def divergence(self, student: Applied) -> Divergence:
@@ -55,9 +59,7 @@ class HeldOut:
 
     def divergence_of(self, graph: Any) -> Divergence:
         """How far any network with the judged tensors is from the original; all of it is run."""
-        return compare(
-            self.judged, self.expected, self._run(graph, [j.tensor for j in self.judged])
-        )
+        return self._compare(self._answers(graph))
 
     def divergences(self, students: Sequence[Applied]) -> list[Divergence]:
         """The same for several; those that share their first part run it once, if in a row."""
@@ -67,10 +69,19 @@ class HeldOut:
             needed = self._border(student, names)
             if needed != border or not before:
                 border, before = needed, self._kept(needed)
-            found.append(
-                compare(self.judged, self.expected, self._run(student.graph, names, before))
-            )
+            found.append(self._compare(self._answers(student.graph, before)))
         return found
+
+    def _compare(self, answers: Sequence[Mapping[str, NDArray[Any]]]) -> Divergence:
+        return compare([replace(j, axis=1) for j in self.judged], self.expected, answers)
+
+    def _answers(
+        self, graph: Any, before: Sequence[Mapping[str, NDArray[Any]]] = ()
+    ) -> list[Tensors]:
+        """The judged tensors of a graph on every held-out row."""
+        names = [j.tensor for j in self.judged]
+        rows = self._run(graph, names, before)
+        return [{j.tensor: _thinned(j, values[j.tensor]) for j in self.judged} for values in rows]
 
     def _border(self, student: Applied, names: Sequence[str]) -> frozenset[str]:
         """Tensors of the original from which a candidate's changed part is computed."""
@@ -91,17 +102,26 @@ class HeldOut:
         tensors = self.graph.tensors()
         shapes = [[d if isinstance(d, int) else 1 for d in tensors[n].shape or ()] for n in border]
         size = 4 * sum(int(np.prod(s, dtype=np.int64)) for s in shapes) * sum(self.rows.held_out)
-        return self._run(self.graph, sorted(border)) if size <= _MOST_KEPT_BYTES else []
+        return list(self._run(self.graph, sorted(border))) if size <= _MOST_KEPT_BYTES else []
 
     def _run(
         self, graph: Any, names: Sequence[str], before: Sequence[Mapping[str, NDArray[Any]]] = ()
-    ) -> list[Tensors]:
+    ) -> Iterator[Tensors]:
         fed = sorted(before[0]) if before else []
         run = runner(graph, [n for n in names if n not in fed], fed)
-        results = []
         for i, batch in enumerate(self.rows.judged()):
             self.tick()
             values = {**batch, **(before[i] if before else {})}
             outputs = run(values)
-            results.append({n: outputs[n] if n in outputs else values[n] for n in names})
-        return results
+            yield {n: outputs[n] if n in outputs else values[n] for n in names}
+
+
+def _thinned(judged: Judged, values: NDArray[Any]) -> NDArray[Any]:
+    """Scores as [positions, classes], other values as they are; of large ones a part."""
+    if judged.kind == "values":
+        step = -(-values.size // _MOST_JUDGED)
+        return values if step == 1 else values.reshape(-1)[::step].copy()
+    scores = np.moveaxis(values, judged.axis, -1)
+    scores = scores.reshape(-1, scores.shape[-1])
+    step = -(-scores.size // _MOST_JUDGED)
+    return scores if step == 1 else scores[::step].copy()

@@ -50,3 +50,21 @@ def test_divergence_is_that_of_whole_runs(
         np.testing.assert_allclose(divergence.rows, expected.rows, rtol=1e-3, atol=1e-7)
         np.testing.assert_array_equal(divergence.agreement, expected.agreement)
     assert len({round(d.value, 9) for d in divergences}) > 3
+
+
+def test_of_large_outputs_a_part_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = models.ModelBuilder([1, 6, 8, 8])
+    y = b.ibn(b.x, 6, 32, 6)
+    model = b.build(b.op("Softmax", b.conv(y, 6, 4), axis=1))
+    found = recovery(tmp_path, model, ResizeIbn(steps=0))
+    (site,) = found.space
+    student = apply_candidate(
+        found.graph, found.space, Candidate.of({site.id: "to-24"}), found.passes
+    )
+    whole = HeldOut.of(found.graph, found.rows).divergence(student)
+    monkeypatch.setattr(held_out, "_MOST_JUDGED", 64)
+    thin = HeldOut.of(found.graph, found.rows)
+    assert {v.shape for row in thin.expected for v in row.values()} == {(16, 4)}
+    part = thin.divergence(student)
+    assert part.value == pytest.approx(whole.value, rel=0.5)
+    assert part.agrees is not None
