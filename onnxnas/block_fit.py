@@ -14,7 +14,9 @@ from onnxnas.gradient_fit import Block, Windows, activation, refit_last, train
 from onnxnas.graph import values_of
 from onnxnas.ops import Conv, conv, sole_consumer
 from onnxnas.pass_contract import Tick, no_tick
+from onnxnas.pointwise import pointwise_after
 from onnxnas.samples import Part, Samples, Sampling, Window
+from onnxnas.squeeze_excite import SqueezeExcite, squeeze_excite
 
 _LEARNING_RATE = 3e-3
 
@@ -25,6 +27,8 @@ class IbnBlock:
 
     Attributes:
         first, second: nodes of the activations.
+        deep: what the second activation gives.
+        gate: squeeze-excite between that and `project`, or None.
     """
 
     expand: Conv
@@ -32,6 +36,8 @@ class IbnBlock:
     depthwise: Conv
     second: tuple[Any, ...]
     project: Conv
+    deep: Any
+    gate: SqueezeExcite | None
 
     @property
     def size(self) -> int:
@@ -58,41 +64,35 @@ class IbnBlock:
 
 def ibn_block(graph: Any, group: Group) -> IbnBlock | str:
     """The block whose hidden channels are a group, or why it is not of that form."""
-    if len(group.producers) > 2 or len(group.consumers) != 1:
-        return "other layers than one expand and one project use its hidden channels"
     expand = conv(group.producers[0].node)
     if isinstance(expand, str):
         return f"its first layer {expand}"
-    if not expand.pointwise or any(use.node is not expand.node for use in group.producers):
+    if not expand.pointwise:
         return "its first layer is no 1x1 conv"
-    first, node = _until_conv(expand.y, graph)
+    first, end = pointwise_after(expand.y, graph)
+    node = sole_consumer(end, graph)
     depthwise = conv(node) if node is not None else "is read by several"
     if isinstance(depthwise, str):
         return f"its second layer {depthwise}"
     if not depthwise.depthwise or depthwise.out_channels != depthwise.group:
         return "its second layer is no plain depthwise conv"
-    second, node = _until_conv(depthwise.y, graph)
+    second, deep = pointwise_after(depthwise.y, graph)
+    gate, end = None, deep
+    if len(deep.outputs) > 1:
+        gated = squeeze_excite(deep, graph)
+        if isinstance(gated, str):
+            return f"{deep.name!r} {gated}"
+        gate, end = gated, pointwise_after(gated.product.outputs[0], graph)[1]
+    node = sole_consumer(end, graph)
     project = conv(node) if node is not None else "is read by several"
     if isinstance(project, str):
         return f"its last layer {project}"
-    if not project.pointwise or project.node is not group.consumers[0].node:
+    if not project.pointwise:
         return "its last layer is no 1x1 conv"
-    if expand.bias is None or depthwise.bias is None:
-        return "a layer has no bias"
-    every = np.arange(group.size)
-    for nodes in (first, second):
-        known = activation(nodes, every)
-        if isinstance(known, str):
-            return known
-    return IbnBlock(expand, first, depthwise, second, project)
-
-
-def _until_conv(tensor: Any, graph: Any) -> tuple[tuple[Any, ...], Any | None]:
-    nodes: list[Any] = []
-    while (node := sole_consumer(tensor, graph)) is not None and node.op != "Conv":
-        nodes.append(node)
-        tensor = node.outputs[0]
-    return tuple(nodes), node
+    own = {id(expand.node), id(project.node), *(id(n) for n in (gate.nodes if gate else ()))}
+    if any(id(use.node) not in own for use in (*group.producers, *group.consumers)):
+        return "other layers than one expand and one project use its hidden channels"
+    return IbnBlock(expand, first, depthwise, second, project, deep, gate)
 
 
 def train_block(
@@ -116,13 +116,13 @@ def train_block(
         improved on it.
     """
     kept, project = values[KEPT], block.project.y.name
-    first, second = activation(block.first, kept), activation(block.second, kept)
-    assert not isinstance(first, str)
-    assert not isinstance(second, str)
 
     def now(layer: Conv, index: int) -> NDArray[Any]:
-        old = values_of(layer.weight if index == 1 else layer.bias)[kept]
-        return np.asarray(values.get(f"{layer.y.name}:{index}", old))
+        found = values.get(f"{layer.y.name}:{index}")
+        if found is None and index == 2 and layer.bias is None:
+            return np.zeros(len(kept), np.float32)
+        old = layer.weight if index == 1 else layer.bias
+        return values_of(old)[kept] if found is None else found
 
     depthwise = now(block.depthwise, 1)
     student = Block(
@@ -134,8 +134,8 @@ def train_block(
             np.array(values[f"{project}:1"][:, :, 0, 0].T, np.float32),
             np.array(values[f"{project}:2"], np.float32),
         ],
-        first,
-        second,
+        activation(block.first, kept),
+        activation(block.second, kept),
     )
     fit, tune = windows_of(samples.fit, block), windows_of(samples.tune, block)
     refit_last(student, fit, tune)

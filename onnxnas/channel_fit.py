@@ -24,6 +24,7 @@ from onnxnas.ops import conv, is_constant, producer, sole_consumer
 from onnxnas.pass_contract import Fitted, NotRecoverable, Tick, no_tick
 from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.samples import Samples, Sampling, Window
+from onnxnas.squeeze_excite import is_pool
 
 KEPT = "kept"
 """Key of the fitted values that lists the channels which stay, ascending; the other keys are
@@ -116,7 +117,7 @@ def _pooled(x: Any) -> str | None:
     node = producer(x)
     while node is not None and node.op in ("Flatten", "Squeeze", "Reshape"):
         node = producer(node.inputs[0])
-    if node is None or node.op != "GlobalAveragePool":
+    if node is None or not is_pool(node):
         return None
     source = node.inputs[0]
     known = source.shape is not None and len(source.shape) == 4
@@ -259,10 +260,12 @@ def resize(rw: Rewriter, name: str, size: int, width: int, read_by: Sequence[str
 
 
 def _install(rw: Rewriter, node: Any, index: int, values: NDArray[Any]) -> None:
-    old = node.inputs[index]
-    if tuple(int(d) for d in old.shape) != values.shape:
-        raise SiteGone(f"{node.outputs[0].name!r} is not what it was when its weights were fitted")
-    rw.set_input(node, index, rw.constant(old.name, values.shape, lambda: values, old.dtype))
+    output, old = node.outputs[0].name, given(node, index)
+    shape = (node.inputs[1].shape[0],) if old is None else old.shape
+    if tuple(int(d) for d in shape) != values.shape:
+        raise SiteGone(f"{output!r} is not what it was when its weights were fitted")
+    name, dtype = (f"{output}/bias" if old is None else old.name), node.inputs[1].dtype
+    rw.set_input(node, index, rw.constant(name, values.shape, lambda: values, dtype))
 
 
 def _zeros(shape: tuple[int, ...]) -> Callable[[], NDArray[Any]]:

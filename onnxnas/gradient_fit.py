@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxnas.channel_flow import given
-from onnxnas.graph import values_of
 from onnxnas.least_squares import Moments, best_ridge
-from onnxnas.ops import clip_bounds
 from onnxnas.pass_contract import Tick, no_tick
+from onnxnas.pointwise import follow
 
 Floats = NDArray[np.float32]
 
@@ -29,61 +27,21 @@ class Activation:
 
     Attributes:
         apply: x [..., channels] -> its values and derivatives.
-        slopes: one value per channel (PRelu), None for functions without.
     """
 
     apply: Callable[[Floats], tuple[Floats, Floats]]
 
 
-def activation(nodes: Sequence[Any], kept: NDArray[np.int64]) -> Activation | str:
-    """What a chain of nodes does to each element, or why that is not known.
+def activation(nodes: Sequence[Any], kept: NDArray[np.int64]) -> Activation:
+    """What a run of elementwise nodes does.
 
     Args:
-        nodes: between a conv and the next, in order; none is the identity.
-        kept: channels that stay, for slopes per channel.
+        nodes: as `pointwise_after` gives them; none is the identity.
+        kept: channels that stay, for constants that hold one value for each.
     """
     if not nodes:
         return Activation(lambda x: (x, np.ones_like(x)))
-    node = nodes[0]
-    if len(nodes) > 1:
-        return f"{node.op} is followed by {nodes[1].op}"
-    if node.op == "Relu":
-        return _piecewise(0.0, np.inf, np.float32(0.0))
-    if node.op == "Clip":
-        bounds = clip_bounds(node)
-        if bounds is None:
-            return "the bounds of a Clip are computed"
-        return _piecewise(*bounds, np.float32(0.0))
-    if node.op == "LeakyRelu":
-        return _leaky(np.float32(node.attrs.get("alpha", 0.01)))
-    if node.op == "PRelu" and given(node, 1) is not None and not node.inputs[1].inputs:
-        slope = values_of(node.inputs[1]).reshape(-1)
-        return _leaky(np.asarray(slope if len(slope) == 1 else slope[kept], np.float32))
-    if node.op == "HardSwish":
-        return Activation(_hard_swish)
-    return f"steps through {node.op} are not known"
-
-
-def _piecewise(low: float, high: float, outside: np.float32) -> Activation:
-    def apply(x: Floats) -> tuple[Floats, Floats]:
-        inside = (x > low) & (x < high)
-        return np.clip(x, np.float32(low), np.float32(high)), inside.astype(np.float32)
-
-    return Activation(apply)
-
-
-def _leaky(slope: Any) -> Activation:
-    def apply(x: Floats) -> tuple[Floats, Floats]:
-        rate = np.where(x > 0, np.float32(1.0), slope).astype(np.float32)
-        return x * rate, rate
-
-    return Activation(apply)
-
-
-def _hard_swish(x: Floats) -> tuple[Floats, Floats]:
-    gate = np.clip(x / 6 + np.float32(0.5), 0, 1)
-    rate = np.where(x <= -3, 0, np.where(x >= 3, 1, x / 3 + np.float32(0.5)))
-    return (x * gate).astype(np.float32), rate.astype(np.float32)
+    return Activation(lambda x: follow(nodes, x, kept))
 
 
 @dataclass
@@ -174,6 +132,34 @@ class FusedBlock:
         return self.between.apply(x.reshape(len(x), -1) @ self.weights[0] + self.weights[1])
 
 
+@dataclass
+class FusedLayer:
+    """KxK convolution -> activation, on windows of its input.
+
+    Attributes:
+        weights: convolution [cells * c, h] and its bias [h].
+        scale: what an error of each channel counts [h]; outputs and targets are multiplied by it.
+    """
+
+    weights: list[Floats]
+    between: Activation
+    scale: Floats
+
+    def outputs(self, x: Floats, inside: Floats) -> Floats:
+        """Outputs [n, h], for windows x [n, cells, c], zero where padded."""
+        return self._hidden(x)[0] * self.scale
+
+    def gradients(self, x: Floats, inside: Floats, y: Floats) -> tuple[float, list[Floats]]:
+        """Mean squared error of a minibatch, and its derivative by every weight."""
+        hidden, rate = self._hidden(x)
+        wrong = hidden * self.scale - y
+        back = wrong * np.float32(2.0 / wrong.size) * self.scale * rate
+        return float(np.mean(wrong * wrong)), [x.reshape(len(x), -1).T @ back, back.sum(0)]
+
+    def _hidden(self, x: Floats) -> tuple[Floats, Floats]:
+        return self.between.apply(x.reshape(len(x), -1) @ self.weights[0] + self.weights[1])
+
+
 @dataclass(frozen=True)
 class Windows:
     """Samples of a block: x [n, cells, c], which cells are no padding [n, cells], y [n, q]."""
@@ -198,7 +184,7 @@ def refit_last(block: Block | FusedBlock, fit: Windows, tune: Windows) -> None:
 
 
 def train(
-    block: Block | FusedBlock,
+    block: Block | FusedBlock | FusedLayer,
     fit: Windows,
     tune: Windows,
     *,
@@ -256,7 +242,7 @@ _PATIENCE = 8
 """Trials without better weights after which training stops."""
 
 
-def _error(block: Block | FusedBlock, windows: Windows) -> float:
+def _error(block: Block | FusedBlock | FusedLayer, windows: Windows) -> float:
     """Squared error summed over outputs, the mean over samples."""
     total = 0.0
     for start in range(0, len(windows.x), 1024):

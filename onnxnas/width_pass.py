@@ -10,6 +10,7 @@ from typing import Any
 from onnxnas.channel_fit import Reader, check_samples, fit_widths, readers, resize
 from onnxnas.cost import Target
 from onnxnas.coupling import Coupling, Group
+from onnxnas.ops import is_constant
 from onnxnas.pass_contract import Fitted, Pass, Tick, Why, no_tick
 from onnxnas.rewriter import Rewriter
 from onnxnas.samples import Samples, Sampling
@@ -83,7 +84,13 @@ def inside_block(group: Group) -> bool:
     """Whether the channels lie inside one block: through a depthwise conv, past no junction."""
     nodes = [node for axis in group.tensors for node in axis.tensor.inputs]
     through = any(n.op == "Conv" and int(n.attrs.get("group", 1)) > 1 for n in nodes)
-    return through and not any(n.op in ("Add", "Concat", "Split") for n in nodes)
+    return through and not any(_joins(n) for n in nodes)
+
+
+def _joins(node: Any) -> bool:
+    """Whether channels meet others here; the Add of a constant, in a hard-swish, joins nothing."""
+    adds = node.op == "Add" and not any(is_constant(t) for t in node.inputs)
+    return adds or node.op in ("Concat", "Split")
 
 
 def _site(name: str, group: Group, found: Sequence[Reader], choices: tuple[Choice, ...]) -> Site:

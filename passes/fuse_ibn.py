@@ -10,18 +10,26 @@ exactly.)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxnas.block_fit import IbnBlock, ibn_block, windows_of
-from onnxnas.channel_fit import KEPT, Reader, check_samples, fit_widths, readers
+from onnxnas.channel_fit import KEPT, Reader, check_samples, fit_widths, readers, resize
 from onnxnas.cost import Target
-from onnxnas.coupling import Coupling
-from onnxnas.gradient_fit import Floats, FusedBlock, activation, refit_last, train
-from onnxnas.graph import values_of
+from onnxnas.coupling import Coupling, Group
+from onnxnas.gradient_fit import (
+    Floats,
+    FusedBlock,
+    FusedLayer,
+    Windows,
+    activation,
+    refit_last,
+    train,
+)
 from onnxnas.least_squares import Moments, ridge
 from onnxnas.pass_contract import Fitted, Pass, Tick, Why, no_tick
 from onnxnas.rewriter import Rewriter, SiteGone
@@ -66,75 +74,58 @@ class FuseIbn(Pass):
             elif block.size > self.largest:
                 why.miss(group.name, "is so large that its fit would take too long")
             else:
-                widths = narrower(group.size, self.ratios, target.channel_multiples, whole=True)
-                kernel = "x".join(map(str, block.depthwise.kernel))
-                choices = tuple(
-                    Choice(f"hidden-{w}", {"width": w}, "recovered", f"{kernel} to {w} channels")
-                    for w in widths
-                )
-                layers = (block.expand, block.depthwise, block.project)
-                claims = group.claims | {f"node:{layer.y.name}" for layer in layers}
-                claims |= {f"channels:{block.project.y.name}"}  # its weights are fitted whole
-                yield Site(self.name, group.name, choices, claims, {"channels": group.size})
+                yield self._site(group, block, found, target)
+
+    def _site(self, group: Group, block: IbnBlock, found: Sequence[Reader], target: Target) -> Site:
+        widths = narrower(group.size, self.ratios, target.channel_multiples, whole=True)
+        kernel = "x".join(map(str, block.depthwise.kernel))
+        choices = tuple(
+            Choice(f"hidden-{w}", {"width": w}, "recovered", f"{kernel} to {w} channels")
+            for w in widths
+        )
+        read_by = tuple(reader.output for reader in found)
+        layers = {block.expand.y.name, block.depthwise.y.name, *read_by}
+        claims = group.claims | {f"node:{layer}" for layer in layers}
+        claims |= {f"channels:{layer}" for layer in read_by}  # their weights are fitted whole
+        params = {"channels": group.size, "read_by": read_by}
+        return Site(self.name, group.name, choices, claims, params)
 
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
-        rw.tensor(site.tensor)
-        width = int(choice.params["width"])
-        found = _block(rw.graph, site)
-        if found is None or found[0].expand.out_channels != site.params["channels"]:
+        width, fitted = int(choice.params["width"]), rw.fitted
+        resize(rw, site.tensor, site.params["channels"], width, site.params["read_by"])
+        group = Coupling.of(rw.graph).group(site.tensor)
+        block = "" if group is None else ibn_block(rw.graph, group)
+        if isinstance(block, str):
             raise SiteGone(f"the block of {site.tensor!r} is not what it was")
-        block = found[0]
-        expand, depthwise, project = block.expand, block.depthwise, block.project
-        fitted = rw.fitted
-        kept = np.asarray(fitted.get(KEPT, np.arange(width)), np.int64)
+        expand, depthwise = block.expand, block.depthwise
         shape = (width, expand.in_channels, *depthwise.kernel)
+        if fitted and fitted["fused"].shape != shape:
+            raise SiteGone(f"{expand.x.name!r} has other channels than when it was fitted")
         weight = rw.constant(
             f"{depthwise.y.name}/fused",
             shape,
             lambda: fitted["fused"] if fitted else _stand_in(shape),
             expand.weight.dtype,
         )
-        old_bias, old_weight = depthwise.bias, project.weight
         bias = rw.constant(
             f"{depthwise.y.name}/bias",
             (width,),
-            lambda: fitted["bias"] if fitted else values_of(old_bias)[kept],
+            lambda: fitted["bias"] if fitted else np.zeros(width, np.float32),
             expand.weight.dtype,
         )
         # The depthwise node becomes the fused one, so that all tensors keep their names.
         for i, tensor in enumerate((expand.x, weight, bias)):
             rw.set_input(depthwise.node, i, tensor)
         rw.set_attrs(depthwise.node, group=1, auto_pad=None, pads=list(depthwise.pads))
-        for node in block.second:
-            for i, tensor in enumerate(node.inputs[1:], 1):
-                part = _per_channel(rw, tensor, kept, block)
-                if part is not tensor:
-                    rw.set_input(node, i, part)
-        shape_out = (project.out_channels, width, 1, 1)
-        if fitted and fitted["project_bias"].shape != (project.out_channels,):
-            raise SiteGone(f"{project.y.name!r} has other channels than when it was fitted")
-        new = rw.constant(
-            old_weight.name,
-            shape_out,
-            lambda: fitted["project"] if fitted else values_of(old_weight)[:, kept],
-            old_weight.dtype,
-        )
-        old_project_bias = project.bias
-        new_bias = rw.constant(
-            f"{project.y.name}/bias",
-            (project.out_channels,),
-            lambda: fitted["project_bias"] if fitted else _or_zeros(old_project_bias, shape_out[0]),
-            old_weight.dtype,
-        )
-        rw.set_input(project.node, 1, new)
-        rw.set_input(project.node, 2, new_bias)
 
     def samplings(self, graph: Any, site: Site) -> Sequence[Sampling]:
-        found = _block(graph, site)
-        assert found is not None
-        block, reader = found
+        block, found = _block(graph, site)
+        plain = [s for reader in found for s in reader.samplings]
         inner = Sampling((block.window,), block.depthwise.y.name)
-        return [*reader.samplings, inner, block.sampling(reader, self.windows)]
+        steps = block.sampling(found[-1], self.windows)
+        if block.gate is not None:
+            steps = replace(steps, target=block.deep.name, minus=())
+        return [*plain, inner, steps]
 
     def recover(
         self,
@@ -145,81 +136,66 @@ class FuseIbn(Pass):
         start: Sequence[Fitted] | None = None,
         tick: Tick = no_tick,
     ) -> Sequence[Fitted]:
-        found = _block(graph, site)
-        assert found is not None
-        block, reader = found
         check_samples(data[:-1])
+        block, found = _block(graph, site)
         widths = [int(choice.params["width"]) for choice in choices]
-        fit, tune = (windows_of(p, block) for p in (data[-1].fit, data[-1].tune))
-        if start is None:
-            kepts = [v[KEPT] for v, _ in fit_widths(graph, [reader], widths, data[:-2], tick=tick)]
-            students = [_start(block, kept, data[-2].fit.moments) for kept in kepts]
+        if start is None or block.gate is not None:
+            plain = fit_widths(graph, found, widths, data[:-2], start, tick)
         else:
-            students = [_resume(block, fitted) for fitted in start]
-            kepts = [fitted.values[KEPT] for fitted in start]
+            plain = [(dict(fitted.values), fitted.error) for fitted in start]
+        fit, tune = (windows_of(part, block) for part in (data[-1].fit, data[-1].tune))
         fits = []
-        for kept, student in zip(kepts, students, strict=True):
-            refit_last(student, fit, tune)
-            error = train(student, fit, tune, steps=self.steps, rate=4e-3, seed=0, tick=tick)
-            w = student.weights
+        for k, (values, error) in enumerate(plain):
+            kept = np.asarray(values[KEPT], np.int64)
+            weights = _start(block, kept, data[-2].fit.moments)
+            if start is not None:
+                old = start[k].values
+                weights = [old["fused"].transpose(2, 3, 1, 0).reshape(-1, len(kept)), old["bias"]]
+            first = [np.array(w, np.float32, order="C") for w in weights]
+            between, own = activation(block.second, kept), f"{block.project.y.name}:"
+            project = values[f"{own}1"][:, :, 0, 0].T
+            train_ = partial(train, steps=self.steps, rate=4e-3, seed=0, tick=tick)
+            if block.gate is None:
+                last = [np.array(w, np.float32) for w in (project, values[f"{own}2"])]
+                student = FusedBlock([*first, *last], between)
+                refit_last(student, fit, tune)
+                error = train_(student, fit, tune)
+                first, last = student.weights[:2], student.weights[2:]
+                values |= {f"{own}1": last[0].T[:, :, None, None], f"{own}2": last[1]}
+            else:
+                # What a gate reads must stay what it was: the layer is fitted to its own values.
+                scale = np.linalg.norm(project, axis=1).astype(np.float32)
+                layer = FusedLayer(first, between, scale)
+                error += train_(layer, *(_to_channels(w, kept, scale) for w in (fit, tune)))
+                first = layer.weights
             c, kernel = block.expand.in_channels, block.depthwise.kernel
-            fused = w[0].reshape(*kernel, c, len(kept)).transpose(3, 2, 0, 1)
-            project = w[2].T[:, :, None, None]
-            named = {KEPT: kept, "fused": fused, "bias": w[1], "project": project}
-            fits.append(Fitted({**named, "project_bias": w[3]}, error))
+            fused = first[0].reshape(*kernel, c, len(kept)).transpose(3, 2, 0, 1)
+            fits.append(Fitted({**values, KEPT: kept, "fused": fused, "bias": first[1]}, error))
         return fits
 
 
-def _start(block: IbnBlock, kept: NDArray[np.int64], inner: Moments) -> FusedBlock:
+def _start(block: IbnBlock, kept: NDArray[np.int64], inner: Moments) -> list[NDArray[Any]]:
     """A fused convolution by ridge regression on what the depthwise one computes."""
-    linear = ridge(inner)
-    c, outputs = block.expand.in_channels, block.project.out_channels
+    linear, c = ridge(inner), block.expand.in_channels
     weight = linear.weight[:, kept].reshape(c, -1, len(kept)).transpose(1, 0, 2)
-    weights = [weight.reshape(-1, len(kept)), linear.bias[kept]]
-    weights += [np.zeros((len(kept), outputs)), np.zeros(outputs)]
-    return _student(block, kept, weights)
+    return [weight.reshape(-1, len(kept)), linear.bias[kept]]
 
 
-def _resume(block: IbnBlock, fitted: Fitted) -> FusedBlock:
-    """A fused block as it was found before."""
-    values = fitted.values
-    fused = values["fused"].transpose(2, 3, 1, 0).reshape(-1, len(values[KEPT]))
-    project = values["project"][:, :, 0, 0].T
-    weights = [fused, values["bias"], project, values["project_bias"]]
-    return _student(block, values[KEPT], weights)
+def _to_channels(windows: Windows, kept: NDArray[np.int64], scale: Floats) -> Windows:
+    return replace(windows, y=np.ascontiguousarray(windows.y[:, kept] * scale, np.float32))
 
 
-def _student(
-    block: IbnBlock, kept: NDArray[np.int64], weights: Sequence[NDArray[Any]]
-) -> FusedBlock:
-    known = activation(block.second, kept)
-    assert not isinstance(known, str)
-    return FusedBlock([np.array(w, np.float32, order="C") for w in weights], known)
-
-
-def _block(graph: Any, site: Site) -> tuple[IbnBlock, Reader] | None:
+def _block(graph: Any, site: Site) -> tuple[IbnBlock, tuple[Reader, ...]]:
+    """The block, and the layers that read its hidden channels, `project` last."""
     group = Coupling.of(graph).group(site.tensor)
-    if group is None:
-        return None
-    block, found = ibn_block(graph, group), readers(graph, group)
-    return None if isinstance(block, str) or isinstance(found, str) else (block, found[0])
-
-
-def _per_channel(rw: Rewriter, tensor: Any, kept: NDArray[np.int64], block: IbnBlock) -> Any:
-    """An activation's constant; slopes of the channels that stay, where it has one for each."""
-    if not tensor.name or tensor.shape is None or block.expand.out_channels not in tensor.shape:
-        return tensor
-    axis = list(tensor.shape).index(block.expand.out_channels)
-    shape = [len(kept) if i == axis else int(d) for i, d in enumerate(tensor.shape)]
-    return rw.constant(
-        tensor.name, shape, lambda: np.take(values_of(tensor), kept, axis), tensor.dtype
-    )
+    block = "" if group is None else ibn_block(graph, group)
+    found = "" if group is None else readers(graph, group)
+    if isinstance(block, str) or isinstance(found, str):
+        raise ValueError(f"{site.id} is not a site of this graph")
+    last = block.project.y.name
+    return block, tuple(sorted(found, key=lambda reader: reader.output == last))
 
 
 def _stand_in(shape: tuple[int, ...]) -> Floats:
     noise = np.random.default_rng(0).standard_normal(shape) * 0.1
     return noise.astype(np.float32)
-
-
-def _or_zeros(bias: Any, count: int) -> NDArray[Any]:
-    return np.zeros(count, np.float32) if bias is None else values_of(bias)

@@ -71,4 +71,6 @@ class ResizeIbn(WidthPass):
         """The block to make gradient steps on, None where least squares is to do."""
         group = Coupling.of(graph).group(site.tensor)
         found = "" if group is None or not self.steps else ibn_block(graph, group)
-        return None if isinstance(found, str) or found.size > self.largest else found
+        if isinstance(found, str) or found.size > self.largest or found.gate is not None:
+            return None  # steps would move the means that a gate reads from under it
+        return found
