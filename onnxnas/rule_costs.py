@@ -12,10 +12,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from onnxnas.cost import CostModel
+from onnxnas.errors import UsageError
+from onnxnas.prepare import Prepared
 from onnxnas.recovery_search import exclusive_moves
 from onnxnas.roundtrip import silenced
 from onnxnas.rules import Move, Note, Ruled
-from onnxnas.sites import SearchSpace
+from onnxnas.search import AT_ONCE, Evaluator, Progress
+from onnxnas.sites import Candidate, SearchSpace
+
+MOST_COMPILED = 64
+"""Choices that are compiled only to say what a rule costs: a second each."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,50 @@ class RuleCost:
     cycles: float | None
     unfitted: int = 0
     uncosted: int = 0
+
+
+def savings_of_removed(prepared: Prepared, progress: Progress | None = None) -> dict[Move, float]:
+    """Cycles that each choice takes off alone that rules took out.
+
+    Predicted where the target's costs were learned; else only the `MOST_COMPILED` choices in the
+    places that take longest are asked about.
+    """
+    if prepared.ruled is None:
+        return {}
+    predictor = _predictor(prepared.cost_model)
+    evaluator = Evaluator(
+        prepared.graph,
+        prepared.ruled.before,
+        prepared.passes,
+        predictor or prepared.cost_model,
+        prepared.input_shapes,
+    )
+    (original,) = evaluator.evaluate([Candidate()])
+    moves = list(prepared.ruled.removed)
+    if predictor is None and original.cost is not None:
+        kernels = original.cost.kernels
+        taken = {
+            s.id: sum(k.cycles or 0.0 for k in kernels if s.tensors & set(k.tensors))
+            for s in prepared.ruled.before
+        }
+        moves = sorted(moves, key=lambda m: -taken[m[0]])[:MOST_COMPILED]
+    found = {}
+    for start in range(0, len(moves), AT_ONCE):
+        if progress is not None:
+            progress("costing what rules took out", start, len(moves))
+        some = moves[start : start + AT_ONCE]
+        trials = evaluator.evaluate([Candidate.of(dict([m])) for m in some])
+        for move, trial in zip(some, trials, strict=True):
+            if trial.cost is not None:
+                found[move] = original.cycles - trial.cycles
+    return found
+
+
+def _predictor(cost_model: CostModel) -> CostModel | None:
+    try:
+        return cost_model.predictor()
+    except UsageError:  # the search has said why already
+        return None
 
 
 def rule_costs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import models
@@ -11,11 +12,14 @@ import pytest
 from fakes import ToyCostModel
 
 from onnxnas import graph as graphs
+from onnxnas import prepare as prepare_module
+from onnxnas.prepare import prepare
 from onnxnas.recover import Move
-from onnxnas.rule_costs import rule_costs
+from onnxnas.rule_costs import rule_costs, savings_of_removed
 from onnxnas.rule_file import parse_rules
 from onnxnas.rules import Ruled, apply_rules
-from onnxnas.sites import Choice, SearchSpace, Site
+from onnxnas.search import Evaluator
+from onnxnas.sites import Candidate, Choice, SearchSpace, Site
 
 NAMES = ("stem", "body.0", "body.1", "head")
 
@@ -96,3 +100,27 @@ def test_what_was_never_fitted_counts_as_harmless_and_is_said() -> None:
 def test_nothing_known_is_said() -> None:
     of = ruled('cut = "never"')
     assert [c.cycles for c in rule_costs(of, {}, {}, 1.0)] == [None]
+
+
+def test_what_rules_took_out_is_costed_for_the_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "load_target", lambda _: ToyCostModel())
+    b = models.ModelBuilder([1, 6, 8, 8])
+    model = b.build(b.ibn(b.ibn(b.x, 6, 32, 6), 6, 32, 6))
+    rules = tmp_path / "rules.toml"
+    rules.write_text('depthwise-to-standard = "never dense"')
+    made = prepare(model, "toy", rules=rules)
+    found = savings_of_removed(made)
+    assert made.ruled is not None
+    assert found.keys() == made.ruled.removed.keys()
+    assert len(found) == 2
+    whole = prepare(model, "toy")
+    evaluator = Evaluator(
+        whole.graph, whole.space, whole.passes, whole.cost_model, whole.input_shapes
+    )
+    (before,) = evaluator.evaluate([Candidate()])
+    for move, saving in found.items():
+        (alone,) = evaluator.evaluate([Candidate.of(dict([move]))])
+        assert saving == before.cycles - alone.cycles
+    assert savings_of_removed(whole) == {}
