@@ -15,6 +15,8 @@ from onnxnas.problem import Figures, Genes, Problem
 from onnxnas.strategy import Recent, Strategy, keys
 
 _POPULATION = 40
+_PATIENCE = 10
+"""Generations bred in vain before the space counts as searched."""
 
 
 class Evolution(Strategy):
@@ -49,10 +51,12 @@ class Evolution(Strategy):
 
     def _nsga2(self) -> Any:
         try:
-            from pymoo.algorithms.moo.nsga2 import NSGA2
+            from pymoo.algorithms.moo.nsga2 import NSGA2, binary_tournament
+            from pymoo.core.mating import Mating
             from pymoo.core.problem import Problem as PymooProblem
             from pymoo.core.termination import NoTermination
             from pymoo.operators.crossover.ux import UniformCrossover
+            from pymoo.operators.selection.tournament import TournamentSelection
         except ImportError:
             raise UsageError(
                 "The evolution strategy needs pymoo: pip install 'onnxnas[search]'."
@@ -66,13 +70,18 @@ class Evolution(Strategy):
             xu=choices,
             vtype=int,
         )
+        mating = Mating(
+            TournamentSelection(func_comp=binary_tournament),
+            UniformCrossover(),
+            self._mutated,
+            repair=self._repaired,
+            eliminate_duplicates=_Unseen(self._recent),
+            n_max_iterations=_PATIENCE,
+        )
         algorithm = NSGA2(
             pop_size=_POPULATION,
             sampling=self._first(),
-            crossover=UniformCrossover(),
-            mutation=self._mutated,
-            repair=self._repaired,
-            eliminate_duplicates=_Unseen(self._recent),
+            mating=mating,
             termination=NoTermination(),
             seed=int(self.rng.integers(2**31)),
         )

@@ -17,6 +17,8 @@ _RUNGS = 20
 class Exact(Strategy):
     """The proven optimum; with several metrics to minimise, a ladder of limits on the first.
 
+    Where nothing meets the limits, the candidate whose worst miss is least.
+
     It believes the problem's own table, whatever it is told; see `solutions`.
 
     Attributes:
@@ -52,6 +54,9 @@ class Exact(Strategy):
         ceilings = goal.ceilings
         lowest = program.best(first, ceilings)
         yield lowest
+        if lowest.genes is None and ceilings:
+            yield program.nearest(ceilings)
+            return
         for other in others:
             mildest = program.best(other, ceilings)
             yield mildest

@@ -31,8 +31,12 @@ Term = tuple[tuple[int, int], ...]
 
 _PEAK = FIGURES.index("peak_bytes")
 _DAMAGE = FIGURES.index("damage")
+_MISS = -1
+"""In place of a column: the largest share by which any ceiling is missed."""
 _UNIT = 1e4
 """Largest price in the solver's eyes: it stops within 1e-6 of the optimum, whatever the unit."""
+_BYTES = 1e4
+"""Of peak memory, the unit that it is minimised in."""
 _TOLERANCE = 1e-9
 """Rounding that a ceiling may be exceeded by, as a share of it."""
 _NODES = 100_000
@@ -172,6 +176,18 @@ class Program:
         found = self._search(at, ceilings)
         return found if found.genes is None else self._polished(found, at, ceilings)
 
+    def nearest(self, ceilings: Mapping[int, float]) -> Solution:
+        """The candidate whose worst miss of a ceiling is least, as a share of that ceiling.
+
+        A ceiling on memory only counts where the table says what its peak consists of.
+
+        Args:
+            ceilings: the most allowed, by column; not empty.
+        """
+        self._guesses = []
+        live = self.problem.table.live is not None
+        return self._search(_MISS, {c: v for c, v in ceilings.items() if live or c != _PEAK})
+
     def _descend(self, ceilings: Mapping[int, float]) -> Solution:
         """Lower the ceiling on memory to just below the last solution until there is none."""
         best = Solution(None, None, math.inf, 0.0, False)
@@ -193,9 +209,13 @@ class Program:
             if genes is None:
                 return Solution(None, None, math.inf, math.inf, proven)
             figures = self.problem.evaluate(genes[None])[0]
-            most = {_PEAK: bound, **ceilings} if at == _PEAK else ceilings
-            over = [c for c, v in most.items() if not figures[c] <= v * (1 + _TOLERANCE)]
-            value = float(figures[at])
+            most, value = dict(ceilings), float(figures[at])
+            if at == _PEAK:
+                most[_PEAK] = min(bound, most.get(_PEAK, math.inf))
+            elif at == _MISS:
+                most = {c: v + bound * self._span(c, v) for c, v in ceilings.items()}
+                value = max((figures[c] - v) / self._span(c, v) for c, v in ceilings.items())
+            over = [c for c, v in most.items() if not figures[c] <= v + _TOLERANCE * abs(v)]
             if not over:
                 return Solution(genes, figures, value, min(bound, value), proven)
             fuller = moments
@@ -205,7 +225,7 @@ class Program:
                 moments = fuller
             elif over == [_PEAK] and self.problem.table.live is None:
                 self._guesses.append(self._guess(genes, ceilings[_PEAK]))
-            elif over == [_PEAK] and at == _PEAK:  # its bound is all but met
+            elif at == _MISS or over == [_PEAK] == [at]:  # the bound is all but met
                 return Solution(genes, figures, value, min(bound, value), proven)
             else:  # the solver's tolerance is larger than ours
                 turned_down.append(tuple((s, int(g)) for s, g in enumerate(genes)))
@@ -236,16 +256,23 @@ class Program:
             effect = self._effects[:, c]
             scale = max(abs(most) if math.isfinite(most) else 0.0, *np.abs(effect), 1e-300)
             terms = [(int(v), effect[v] / scale) for v in np.flatnonzero(effect)]
-            if math.isfinite(most):
-                rows.add(terms, -np.inf, (most - self._constant[c]) / scale)
+            room = (most - self._constant[c]) / scale
+            if at == _MISS:
+                rows.add([*terms, (count, -self._span(c, most) / scale)], -np.inf, room)
+            elif math.isfinite(most):
+                rows.add(terms, -np.inf, room)
             if at == _PEAK and c >= len(FIGURES):
-                rows.add([*terms, (count, -_UNIT / scale)], -np.inf, -self._constant[c] / scale)
-            if c == _DAMAGE:  # none is negative: a choice that is too harmful alone is out
+                rows.add([*terms, (count, -_BYTES / scale)], -np.inf, -self._constant[c] / scale)
+            if (
+                c == _DAMAGE and at != _MISS
+            ):  # none is negative: a choice that is too harmful alone is out
                 upper[:count][effect > most * (1 + _TOLERANCE)] = 0.0
-        prices = np.append(self._effects[:, at], 0.0)
+        prices, constant = np.zeros(count + 1), 0.0
+        if at in (_PEAK, _MISS):
+            upper[count], prices[count] = np.inf, 1.0
+        else:
+            prices[:count], constant = self._effects[:, at], self._constant[at]
         unit = np.abs(prices).max() / _UNIT or 1.0
-        if at == _PEAK:
-            upper[count], prices[count], unit = np.inf, _UNIT, 1.0
         with silenced():  # the solver prints lines of its own
             found = milp(
                 prices / unit,
@@ -260,8 +287,12 @@ class Program:
         for (site, gene), variable in self._variable.items():
             if found.x[variable] > 0.5:
                 genes[site] = gene
-        bound = found.mip_dual_bound * unit + self._constant[at]
+        bound = found.mip_dual_bound * unit * (_BYTES if at == _PEAK else 1.0) + constant
         return genes, float(bound), found.status == 0
+
+    def _span(self, at: int, most: float) -> float:
+        """What a miss of a ceiling is a share of, as in `Goal.violations`."""
+        return most or self.problem.goal.original[min(at, _DAMAGE)] or 1.0
 
     def _guess(self, genes: Genes, most: float) -> Term:
         """Why a solution needs too much memory, where the table cannot say.
@@ -271,7 +302,8 @@ class Program:
         """
         rng = np.random.default_rng(len(self._guesses))
         drawn = rng.integers(0, self.problem.choices + 1, size=(_SAMPLES, len(genes)))
-        fixed: NDArray[np.bool_] = np.greater(self.problem.choices, 0)
+        fixed = np.ones(len(genes), dtype=bool)
+        fixed[self.problem.choices == 0] = False
         for site in np.flatnonzero(fixed)[::-1]:
             fixed[site] = False
             peaks = self.problem.table.figures(np.where(fixed, genes, drawn))[:, _PEAK]

@@ -209,7 +209,8 @@ class Goal:
         """
         asked = figures[:, [*self.columns, *self.ceilings]]
         lost = np.isnan(asked).sum(axis=1) + np.isinf(figures).sum(axis=1)
-        return np.equal(lost, 0)
+        can: NDArray[np.bool_] = np.equal(lost, 0)
+        return can
 
     def feasible(self, figures: Array) -> NDArray[np.bool_]:
         """Which candidates are possible and meet every limit: (n,)."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from onnxnas.front import Archive
 from onnxnas.journal import Journal
+from onnxnas.objectives import FIGURES
 from onnxnas.problem import Figures, Genes, Problem
 from onnxnas.search import Progress
 from onnxnas.sites import Candidate
@@ -119,7 +120,7 @@ class Study:
             if deadline is not None and time.monotonic() > deadline:
                 break
             rows.append(next(answers))
-        return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(FIGURES))
 
     def _take(self, genes: Genes, figures: Figures) -> None:
         if not len(genes):

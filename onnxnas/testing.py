@@ -1,4 +1,4 @@
-"""Conformance checks any pass or cost model must meet, for authors of plug-ins.
+"""Conformance checks any pass, cost model or strategy must meet, for authors of plug-ins.
 
     def test_my_pass_keeps_the_contract() -> None:
         sites = check_pass(MyPass(), model, load_target("ethos-u55-128").target)
@@ -29,6 +29,7 @@ from onnxnas.pass_contract import Pass, Why
 from onnxnas.rewriter import SiteGone
 from onnxnas.runtime import Feeds, Session, sample_feeds
 from onnxnas.sites import KEEP, Candidate, SearchSpace, Site
+from onnxnas.strategy_checks import check_strategy as check_strategy
 
 Runs = list[dict[str, Any]]
 """Outputs by name, of one run after another."""

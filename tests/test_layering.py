@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = """
 7 __init__ __main__ cli rewrite_cli refine_cli options console import_cli target_cli
-6 pipeline choose result testing
+6 strategy_checks pipeline finishing choose exact_search fitting efforts outcome damage ledger wanted result testing
 6 report report_page report_tables page front_picture
 5 prepare search screening greedy cost_table materialize verify evaluate quality metrics
 5 problem strategy strategies exact integer_program evolution journal study front
@@ -26,7 +26,7 @@ LAYERS = """
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
 2 channel_values least_squares memory fusion pointwise squeeze_excite
 1 graph roundtrip protos loading normalise runtime difference probes foreign excerpt
-0 errors version toml_file
+0 errors version toml_file cpu_time
 """
 """Imports point down, or stay in a layer without a cycle."""
 
