@@ -11,6 +11,7 @@ import typer
 from onnxnas import import_cli, refine_cli, rewrite_cli, target_cli
 from onnxnas.options import (
     DEFAULT_TARGET,
+    DEFAULT_UNCOVERED,
     CalibrationOpt,
     ChannelOpt,
     EvaluateOpt,
@@ -22,10 +23,12 @@ from onnxnas.options import (
     SeedOpt,
     ShapeOpt,
     TargetOpt,
+    UncoveredOpt,
     Verbs,
     calibration_of,
     shapes_of,
     task_of,
+    uncovered_share,
     write_json,
     write_to,
 )
@@ -68,12 +71,24 @@ def predict(
     csv: Annotated[
         str | None, typer.Option("--csv", metavar="FILE|-", help="Per-kernel table as CSV.")
     ] = None,
+    predicted: Annotated[
+        bool,
+        typer.Option("--predicted", help="By the target's learned model: no compiler, in no time."),
+    ] = False,
+    max_uncovered: UncoveredOpt = DEFAULT_UNCOVERED,
     json_to: JsonOpt = None,
 ) -> None:
-    """Cost MODEL on a target, kernel by kernel, nothing rewritten."""
-    from onnxnas import console, pipeline, report
+    """Cost MODEL on a target, kernel by kernel, nothing rewritten.
 
-    prepared, network = pipeline.predict(model, target, input_shapes=shapes_of(model, input_shape))
+    A learned model says how far off it may be; exit 6 where it knows too little of MODEL.
+    """
+    from onnxnas import console, pipeline, report
+    from onnxnas.cost import refuse_uncovered
+
+    limit = uncovered_share(max_uncovered)
+    prepared, network = pipeline.predict(
+        model, target, input_shapes=shapes_of(model, input_shape), predicted=predicted
+    )
     if csv:
         write_to(csv, report.kernels_csv(network.cost))
     if json_to:
@@ -87,6 +102,7 @@ def predict(
         )
     if "-" not in (csv, json_to):
         console.show_network(prepared, network)
+    refuse_uncovered(network.cost, limit)
 
 
 @app.command()

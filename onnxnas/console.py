@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _EVERY_S = 5.0
 """Seconds between two progress lines where there is no terminal."""
 
+_ALIVE = 5
+"""Names in a list before it says how many more there are."""
+
 _WIDE = 250
 """Columns of a table off a terminal."""
 
@@ -150,18 +153,41 @@ def show_network(prepared: Prepared, network: Network) -> None:
     """The figures of one network and its kernels."""
     cost, target = network.cost, prepared.cost_model.target
     print(f"{prepared.name} on {target.name} ({target.title}); figures of kind {cost.kind}")
+    head: tuple[str, ...] = ("kernel (output tensor)", "op", "cycles", "share", "MACs")
     rows = [
         (k.output, k.op, *_figures(k.cycles, cost.cycles, k.reason), f"{k.macs:,}")
         for k in cost.kernels
     ]
-    _print(_table(("kernel (output tensor)", "op", "cycles", "share", "MACs"), rows))
+    if cost.interval is not None:
+        head = (*head, "90 % between", "not covered")
+        rows = [
+            (*row, _between(k.interval), ", ".join(k.uncovered))
+            for row, k in zip(rows, cost.kernels, strict=True)
+        ]
+    _print(_table(head, rows))
+    within = f" (90 %: {_between(cost.interval)})" if cost.interval is not None else ""
     peak = ", ".join(f"{name} {report_tables.size(b)}" for name, b in cost.peak_bytes.items())
     print(
-        f"total {cost.cycles:,.0f} cycles, {cost.seconds * 1e3:.3f} ms, {cost.macs:,} MACs; "
-        f"peak {peak}"
+        f"total {cost.cycles:,.0f} cycles{within}, {cost.seconds * 1e3:.3f} ms, "
+        f"{cost.macs:,} MACs; peak {peak}"
     )
+    for memory, tensors in cost.detail.get("peak_tensors", {}).items():
+        alive = ", ".join(
+            f"{_short(t['tensor'])} {report_tables.size(t['bytes'])}" for t in tensors[:_ALIVE]
+        )
+        more = f" and {len(tensors) - _ALIVE} more" if len(tensors) > _ALIVE else ""
+        if tensors:
+            print(f"alive at the peak of {memory}: {alive}{more}")
     if cost.unavailable:
         warn(f"{len(cost.unavailable)} kernels have no figure and are in no total")
+    if cost.kind == "predicted" and (outside := cost.uncovered):
+        worst = "; ".join(
+            f"{_short(k.output)}: {k.reason or ', '.join(k.uncovered)}" for k in outside[:_ALIVE]
+        )
+        warn(
+            f"{len(outside)} of {len(cost.kernels)} kernels lie outside what the cost model was "
+            f"trained on: {worst}"
+        )
 
 
 def show_verification(verification: Verification) -> None:
@@ -215,6 +241,10 @@ def _figures(cycles: float | None, total: float, reason: str) -> tuple[str, str]
     if cycles is None:
         return f"unavailable: {reason}", ""
     return f"{cycles:,.0f}", f"{cycles / total:.1%}" if total else ""
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:,.0f} and {interval[1]:,.0f}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> Table:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxnas.errors import CoverageError
+
 Kind = Literal["predicted", "estimate", "measured"]
 """Where a figure comes from: a regression, a vendor's static model, or a real run."""
 
@@ -128,6 +130,12 @@ class Cost:
         return sum(not k.covered for k in self.kernels) / max(1, len(self.kernels))
 
     @property
+    def uncovered(self) -> tuple[KernelCost, ...]:
+        """Kernels whose cost is missing or outside the training data, the costliest first."""
+        found = [k for k in self.kernels if not k.covered]
+        return tuple(sorted(found, key=lambda k: (k.cycles is not None, -(k.cycles or 0.0))))
+
+    @property
     def unavailable(self) -> tuple[KernelCost, ...]:
         """Kernels that have no figure, each with its reason."""
         return tuple(k for k in self.kernels if k.cycles is None)
@@ -136,6 +144,33 @@ class Cost:
     def peak_activation_bytes(self) -> int:
         """Peak use of the busiest memory that holds activations, in bytes."""
         return max(self.peak_bytes.values(), default=0)
+
+
+MAX_UNCOVERED = 0.1
+"""Share of a network's kernels that a prediction may know nothing about, unless one says else."""
+
+
+def refuse_uncovered(cost: Cost, limit: float = MAX_UNCOVERED) -> None:
+    """Refuse a prediction that rests on guesses; figures of other kinds are never refused.
+
+    Args:
+        cost: of a network.
+        limit: largest `Cost.uncovered_share`.
+
+    Raises:
+        CoverageError: more is not covered; names the worst kernels.
+    """
+    if cost.kind != "predicted" or cost.uncovered_share <= limit:
+        return
+    found = cost.uncovered
+    worst = "; ".join(f"{k.output} ({k.reason or ', '.join(k.uncovered)})" for k in found[:3])
+    raise CoverageError(
+        f"{len(found)} of {len(cost.kernels)} kernels ({cost.uncovered_share:.0%}, allowed are "
+        f"{limit:.0%}) lie outside what the cost model of {cost.target} was trained on, first of "
+        f"all {worst}: train it on networks like this one with 'onnxnas target measure "
+        f"{cost.target} --like MODEL' and 'onnxnas target train {cost.target}', or allow more "
+        "with --max-uncovered."
+    )
 
 
 class CostModel(ABC):

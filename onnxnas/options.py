@@ -58,11 +58,20 @@ RulesOpt = Annotated[
 JsonOpt = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Also write the report as JSON.")
 ]
+UncoveredOpt = Annotated[
+    str,
+    typer.Option(
+        "--max-uncovered",
+        metavar="SHARE",
+        help="Kernels that a learned cost model may know nothing about, e.g. 10% or 0.1.",
+    ),
+]
 OutOpt = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Result file [default: MODEL-TARGET.onnx here]."),
 ]
 DEFAULT_TARGET = "ethos-u55-128"
+DEFAULT_UNCOVERED = "10%"
 
 
 class Verbs(typer.core.TyperGroup):
@@ -149,6 +158,23 @@ def points(text: str | None) -> float | None:
         value = float("nan")
     if not 0 <= value < float("inf"):
         raise UsageError(f"Cannot read --max-drop {text!r}: write it as 1% or 0.01.")
+    return value
+
+
+def uncovered_share(text: str) -> float:
+    """The --max-uncovered option: ``10%``, or ``0.1`` for the same.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    from onnxnas.errors import UsageError
+
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise UsageError(f"Cannot read --max-uncovered {text!r}: write it as 10% or 0.1.")
     return value
 
 

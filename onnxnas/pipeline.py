@@ -13,22 +13,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxnas import graph as graphs
+from onnxnas.attribution import Contribution, attribute
 from onnxnas.calibration import Calibration
-from onnxnas.choose import choose, fit_again
-from onnxnas.cost import Cost
-from onnxnas.errors import InfeasibleError, UsageError, VerificationError
+from onnxnas.choose import Chosen, choose
+from onnxnas.efforts import EFFORTS, EffortName
+from onnxnas.errors import UsageError, unknown_name
 from onnxnas.evaluate import checked, refuse_shared_rows
-from onnxnas.materialize import Weights, apply_candidate
+from onnxnas.finishing import export, finish
+from onnxnas.fitting import fit_again
+from onnxnas.objectives import Limit, column
 from onnxnas.prepare import DEFAULT_TARGET, Network, Prepared, measure, prepare
-from onnxnas.quality import Quality, Task, compare
+from onnxnas.quality import Task
 from onnxnas.recipe import Recipe, read_recipe
+from onnxnas.recover import values_only
 from onnxnas.result import Result
-from onnxnas.search import LedgerRow, Progress, Trial
-from onnxnas.sites import Candidate, SearchSpace
-from onnxnas.transfer import fingerprints, matches
-from onnxnas.verify import Verification, find_guilty, verify
-from onnxnas.version import __version__
+from onnxnas.rule_costs import RuleCost, rule_costs, savings_of_removed
+from onnxnas.search import Evaluator, Progress
+from onnxnas.sites import Candidate
+from onnxnas.strategies import STRATEGIES
+from onnxnas.transfer import matches
+from onnxnas.wanted import Wanted
 
 
 def optimize(
@@ -41,6 +45,14 @@ def optimize(
     calibration: Calibration | None = None,
     task: Task | None = None,
     max_drop: float | None = None,
+    objective: Sequence[str] = ("latency",),
+    limits: Sequence[Limit] = (),
+    effort: EffortName = "normal",
+    strategy: str = "exact",
+    space: str = "curated",
+    start_from: Recipe | str | Path | None = None,
+    max_uncovered: float | None = None,
+    export_front: bool = False,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     library: Path | None = None,
     rules: Path | None = None,
@@ -60,9 +72,20 @@ def optimize(
         task: metric to measure the original and the result by.
         max_drop: the metric (its first figure) may fall by at most this much, in its own units;
             without a task, agreement with the original on held-out rows.
+        objective: what to minimise, from `onnxnas.objectives.METRICS`: the first one decides what
+            the result is, all of them what is on the front.
+        limits: on what the result needs.
+        effort: ``quick``, ``normal`` or ``thorough``, see `onnxnas.efforts`.
+        strategy: of the search for combinations: ``exact``, ``evolution``, ``greedy``, ``random``.
+        space: ``curated`` leaves out what is predicted not to pay, ``full`` nothing.
+        start_from: recipe of this model or of one like it, tried first.
+        max_uncovered: share of kernels that predictions may know nothing like; None is 10 % where
+            there are only predictions, else no limit.
+        export_front: also hand out the named candidates of the front.
         input_shapes: fixes dynamic dimensions for costing and verification; the exported
             model keeps them dynamic.
-        library: folder of weights that were fitted before, by data and choice; None keeps none.
+        library: folder of what was fitted and evaluated before; None keeps nothing. With it, a
+            search that was killed goes on where it was.
         rules: file of what to leave out, force or prefer, see `onnxnas.rule_file`.
         budget_s: seconds for the search; None means until it converges.
         seed: of the random inputs used to verify, and of sampled positions.
@@ -72,8 +95,18 @@ def optimize(
         UsageError: the file, the target, a pass name or a shape cannot be used.
         UnsupportedError: the target can run nothing of it.
         VerificationError: a rewrite changed the outputs; names it.
-        InfeasibleError: the metric falls by more than `max_drop`.
+        InfeasibleError: nothing meets the limits; says what comes nearest.
+        CoverageError: too many kernels are unlike anything the cost model was trained on.
     """
+    for kind, name, known in (
+        ("effort", effort, EFFORTS),
+        ("strategy", strategy, STRATEGIES),
+        ("space", space, ("curated", "full")),
+    ):
+        if name not in known:
+            raise unknown_name(kind, name, known)
+    for metric in objective:
+        column(metric)
     if max_drop is not None and task is None and calibration is None:
         raise UsageError("--max-drop needs --evaluate (a metric) or --calibration (agreement).")
     report_progress = progress or (lambda *_: None)
@@ -91,20 +124,35 @@ def optimize(
         data = checked(prepared.source, task.metric, task.arrays)
         for batch in calibration.batches() if calibration else ():
             refuse_shared_rows(batch, data.inputs)
+    start, told = _start(prepared, start_from)
     chosen = choose(
         prepared,
+        Wanted(
+            tuple(objective),
+            tuple(limits),
+            max_drop,
+            effort,
+            strategy,
+            space == "full",
+            start,
+            max_uncovered,
+            export_front,
+        ),
         calibration=calibration,
         task=task,
-        max_drop=max_drop,
         library=library,
         budget_s=budget_s,
         seed=seed,
         progress=progress,
     )
-    return finish(
+    candidates, failed = (
+        export(prepared, chosen.named, calibration, seed, progress) if export_front else ((), ())
+    )
+    result = finish(
         prepared,
-        chosen.candidate,
-        weights=chosen.weights,
+        chosen.best.candidate,
+        weights=chosen.best.weights,
+        fitted=chosen.best.fitted,
         calibration=calibration,
         task=task,
         max_drop=max_drop,
@@ -113,8 +161,69 @@ def optimize(
         ledger=chosen.ledger,
         trials=chosen.trials,
         search=chosen.search,
-        notes=chosen.notes,
+        notes=(*told, *chosen.notes, *failed),
     )
+    return replace(
+        result,
+        front=chosen.front,
+        candidates=candidates,
+        rule_costs=_rule_costs(prepared, chosen, progress),
+        contributions=_contributions(prepared, chosen, progress),
+    )
+
+
+def _start(
+    prepared: Prepared, recipe: Recipe | str | Path | None
+) -> tuple[Candidate, tuple[str, ...]]:
+    """The decisions of a recipe that can be made here, and what became of the others."""
+    if recipe is None:
+        return Candidate(), ()
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
+    found = matches(recipe, prepared.space, prepared.graph)
+    made = Candidate.of(dict(m.found for m in found if m.found))
+    return made, tuple(f"Start: {m}" for m in found if m.moved or not m.found)
+
+
+def _contributions(
+    prepared: Prepared, chosen: Chosen, progress: Progress | None
+) -> tuple[Contribution, ...]:
+    """The result taken apart by kind of rewrite, unless the search was to be short."""
+    search, effort = chosen.recovery, chosen.search["effort"]
+    if chosen.search["stopped"] != "converged" or effort == "quick":
+        return ()
+    evaluator = Evaluator(
+        prepared.graph,
+        prepared.space,
+        prepared.passes,
+        prepared.cost_model,
+        prepared.input_shapes,
+    )
+    alone = {} if search is None else {m: s.fitted for m, s in search.singles.items()}
+    return attribute(
+        evaluator,
+        chosen.best.candidate,
+        alone=values_only(alone),
+        written=chosen.best.weights,
+        held_out=None if search is None else search.held_out,
+        progress=progress,
+    )
+
+
+def _rule_costs(
+    prepared: Prepared, chosen: Chosen, progress: Progress | None
+) -> tuple[RuleCost, ...]:
+    """What each rule of the user's cost, in sums of what single choices save and harm."""
+    if prepared.ruled is None:
+        return ()
+    search, original = chosen.recovery, chosen.original.cycles
+    savings = savings_of_removed(prepared, progress) | {
+        trial.candidate.decisions[0]: original - trial.cycles
+        for trial in chosen.trials
+        if len(trial.candidate.decisions) == 1 and trial.cost is not None
+    }
+    losses = {} if search is None else {m: s.divergence.value for m, s in search.singles.items()}
+    within = sum(losses.get(move, 0.0) for move in chosen.best.candidate.decisions)
+    return rule_costs(prepared.ruled, savings, losses, within)
 
 
 def apply(
@@ -157,7 +266,8 @@ def apply(
     return finish(
         prepared,
         candidate,
-        weights=fit_again(prepared, candidate, calibration, library, seed, progress),
+        weights=fit_again(prepared, candidate, recipe.fitted, calibration, library, seed, progress),
+        fitted=recipe.fitted,
         calibration=calibration,
         seed=seed,
         progress=progress,
@@ -171,88 +281,26 @@ def predict(
     *,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     clean: bool = True,
+    predicted: bool = False,
 ) -> tuple[Prepared, Network]:
-    """Cost a model on a target, nothing rewritten; cleaned first unless `clean` is False."""
-    prepared = prepare(model, target, passes=[], input_shapes=input_shapes, clean=clean)
-    return prepared, measure(prepared, prepared.graph)
+    """Cost a model on a target, nothing rewritten; cleaned first unless `clean` is False.
 
-
-def finish(
-    prepared: Prepared,
-    candidate: Candidate,
-    *,
-    search: Mapping[str, Any],
-    weights: Weights | None = None,
-    calibration: Calibration | None = None,
-    task: Task | None = None,
-    max_drop: float | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-    ledger: tuple[LedgerRow, ...] = (),
-    trials: tuple[Trial, ...] = (),
-    notes: tuple[str, ...] = (),
-) -> Result:
-    """Rewrite, verify against the original, and cost what will really be written.
+    Args:
+        predicted: by what was learned about the target, not by its own cost source.
 
     Raises:
-        VerificationError: the outputs differ; the guilty rewrite is named.
-        InfeasibleError: the metric falls by more than `max_drop`.
+        UsageError: as `prepare`; or nothing was learned about the target.
     """
-    report_progress = progress or (lambda *_: None)
-    report_progress("checking the result against the original", 0, 1)
-    decided = prepared.space.decided(candidate)
-    recipe = Recipe(
-        prepared.cost_model.target.name,
-        candidate,
-        prepared.input_shapes,
-        {site.id: choice.exactness for site, choice in decided},
-        f"onnxnas {__version__}",
-        prepared.sha256,
-        fingerprints(candidate, _every_site(prepared), prepared.graph),
-    )
-    model = build(prepared, candidate, recipe, weights)
-    verification = _verify(prepared, model, calibration, seed, exact=not weights)
-    if not verification.ok:
-        raise VerificationError(_blame(prepared, recipe, verification, calibration, seed, weights))
-    quality: tuple[Quality, ...] = ()
-    if task is not None:
-        report_progress("measuring the task metric", 0, 1)
-        quality = compare(task, prepared.source, model, seed)
-        if max_drop is not None and quality[0].drop > max_drop:
-            raise InfeasibleError(
-                f"The metric falls by more than --max-drop {max_drop:g} ({quality[0]}): allow "
-                f"{quality[0].drop:.4f}, or leave passes out with --skip."
+    prepared = prepare(model, target, passes=[], input_shapes=input_shapes, clean=clean)
+    if predicted:
+        learned = prepared.cost_model.predictor()
+        if learned is None:
+            raise UsageError(
+                f"Target {target!r} has no trained cost model: run 'onnxnas target measure' and "
+                "'onnxnas target train'."
             )
-    report_progress("costing the result", 0, 1)
-    original = measure(prepared, prepared.graph)
-    optimized = measure(prepared, graphs.from_model(model))
-    report_progress("costing the result", 1, 1)
-    return Result(
-        model,
-        prepared.name,
-        prepared.sha256,
-        prepared.cost_model.target,
-        *graphs.contract(prepared.source),
-        prepared.input_shapes,
-        prepared.steps,
-        original,
-        optimized,
-        recipe,
-        verification,
-        ledger,
-        prepared.misses,
-        trials,
-        search,
-        (*prepared.warnings, *notes, *verification.notes, *_unavailable(original.cost)),
-        quality,
-        prepared.external,
-        prepared.ruled,
-    )
-
-
-def _every_site(prepared: Prepared) -> SearchSpace:
-    """Also those that rules took out: a place is counted among all that are like it."""
-    return prepared.space if prepared.ruled is None else prepared.ruled.before
+        prepared = replace(prepared, cost_model=learned)
+    return prepared, measure(prepared, prepared.graph)
 
 
 def _refuse_foreign(prepared: Prepared, recipe: Recipe) -> None:
@@ -265,63 +313,3 @@ def _refuse_foreign(prepared: Prepared, recipe: Recipe) -> None:
             f"{len(recipe.candidate.decisions)} places are not in this one by their names (the "
             f"first is {missing[0]!r}): --transfer finds them by what they look like."
         )
-
-
-def build(
-    prepared: Prepared, candidate: Candidate, recipe: Recipe, weights: Weights | None = None
-) -> Any:
-    """The `onnx.ModelProto` of a candidate; the same bytes every time."""
-    applied = apply_candidate(prepared.graph, prepared.space, candidate, prepared.passes, weights)
-    model = graphs.to_model(applied.graph, prepared.normalised, applied.provenance)
-    graphs.set_metadata(
-        model,
-        {
-            "onnxnas.version": __version__,
-            "onnxnas.target": recipe.target,
-            "onnxnas.recipe": str(candidate),
-            "onnxnas.exactness": ",".join(sorted(set(recipe.exactness.values()))) or "exact",
-        },
-    )
-    return model
-
-
-def _verify(
-    prepared: Prepared, model: Any, calibration: Calibration | None, seed: int, exact: bool = True
-) -> Verification:
-    shapes = prepared.input_shapes
-    return verify(
-        prepared.source, model, input_shapes=shapes, calibration=calibration, seed=seed, exact=exact
-    )
-
-
-def _blame(
-    prepared: Prepared,
-    recipe: Recipe,
-    verification: Verification,
-    calibration: Calibration | None,
-    seed: int,
-    weights: Weights | None,
-) -> str:
-    """One sentence that names the first rewrite with which the outputs differ."""
-    guilty = find_guilty(
-        [(site.id, choice.label) for site, choice in prepared.space.decided(recipe.candidate)],
-        lambda decisions: build(prepared, Candidate.of(dict(decisions)), recipe, weights),
-        lambda model: _verify(prepared, model, calibration, seed, exact=not weights).ok,
-    )
-    what = "the cleaned model" if guilty is None else f"{guilty[0]}={guilty[1]}"
-    return (
-        f"The result does not do what the original does ({verification.failure()}); the first "
-        f"guilty rewrite is {what}: leave its pass out with --skip; nothing was written."
-    )
-
-
-def _unavailable(cost: Cost) -> tuple[str, ...]:
-    """One warning for each kind of kernel without a cost, however many there are."""
-    kinds: dict[tuple[str, str], list[str]] = {}
-    for kernel in cost.unavailable:
-        kinds.setdefault((kernel.op, kernel.reason), []).append(kernel.output)
-    return tuple(
-        f"{op} ({outputs[0]}{f' and {len(outputs) - 1} more' if outputs[1:] else ''}) has no cost "
-        f"on {cost.target}: {reason}; it is in no total"
-        for (op, reason), outputs in kinds.items()
-    )

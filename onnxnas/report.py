@@ -98,7 +98,7 @@ def measured_dict(measured: Measured) -> dict[str, Any]:
 
 def network_dict(network: Network) -> dict[str, Any]:
     """Metrics and kernels of one network."""
-    found = {
+    found: dict[str, Any] = {
         "metrics": metrics(network),
         "operators": dict(network.operators),
         "kernels": kernel_dicts(network.cost),

@@ -251,3 +251,51 @@ def test_verify_refuses_what_is_no_model(
         assert stderr.startswith("onnxnas: ")
         assert stderr.count("\n") == 1
         assert "bad.onnx" in stderr
+
+
+def test_a_predicted_cost_says_how_far_off_it_may_be_and_what_fills_the_memory(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = small_model(tmp_path / "m.onnx")
+    assert run("predict", model, "--predicted", "--max-uncovered", "1") == 0
+    stdout = capfd.readouterr().out
+    assert "figures of kind predicted" in stdout
+    assert "90 %: " in stdout
+    assert "alive at the peak of sram: " in stdout
+    assert run("predict", model, "--predicted", "--max-uncovered", "100%", "--json", "-") == 0
+    found = json.loads(capfd.readouterr().out)
+    network = {k: v for k, v in found.items() if k not in ("schema_version", "target")}
+    jsonschema.validate(network, {**report.schema(), "$ref": "#/$defs/network", **ANYTHING})
+    low, high = found["metrics"]["cycles"]["interval"]
+    assert low < found["metrics"]["cycles"]["value"] < high
+    for kernel in found["kernels"]:
+        assert kernel["interval"][0] <= kernel["cycles"] <= kernel["interval"][1]
+    assert found["peak_tensors"]["sram"][0]["bytes"] > 0
+
+
+ANYTHING = {"required": [], "properties": {}, "additionalProperties": True}
+"""Of the report's schema at its top, where only a part of it is looked at."""
+
+
+def test_a_prediction_that_knows_too_little_ends_with_6(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    b = models.ModelBuilder([1, 8, 16, 16])
+    onnx.save(b.build(b.op("Erf", b.op("Erf", b.conv(b.x, 8, 8)), out="y")), tmp_path / "m.onnx")
+    assert run("predict", tmp_path / "m.onnx", "--predicted") == 6
+    stdout, stderr = capfd.readouterr()
+    assert "total " in stdout
+    last = stderr.splitlines()[-1]
+    assert last.startswith("onnxnas: 2 of 2 kernels (100%, allowed are 10%)")
+    assert "never seen Erf" in last
+    assert run("predict", tmp_path / "m.onnx", "--predicted", "--max-uncovered", "1") == 0
+
+
+@pytest.mark.parametrize("share", ["x", "-1%", "101%", "nan", ""])
+def test_a_share_that_is_none_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], share: str
+) -> None:
+    assert run("predict", tmp_path / "m.onnx", f"--max-uncovered={share}") == 2
+    assert capfd.readouterr().err == (
+        f"onnxnas: Cannot read --max-uncovered {share!r}: write it as 10% or 0.1.\n"
+    )

@@ -1,0 +1,47 @@
+"""What a cost says of itself: what is not covered, and when that is too much."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxnas.cost import Cost, KernelCost, Kind, refuse_uncovered
+from onnxnas.errors import CoverageError
+
+
+def cost(kind: Kind = "predicted", unknown: int = 1, outside: int = 1) -> Cost:
+    """Ten kernels, some without a figure, some outside the training data."""
+    kernels = [
+        KernelCost(
+            f"k{i}", "Conv", (f"k{i}",), 100.0 + i, uncovered=("macs 9 > 8",) * (i < outside)
+        )
+        for i in range(10 - unknown)
+    ]
+    kernels += [KernelCost(f"u{i}", "Odd", (f"u{i}",), None, reason="never seen Odd")
+                for i in range(unknown)]  # fmt: skip
+    return Cost("toy", kind, 1000.0, 1e-6, 0, {}, None, tuple(kernels))
+
+
+def test_kernels_without_a_figure_and_those_outside_the_data_are_not_covered() -> None:
+    found = cost(unknown=2, outside=3)
+    assert found.uncovered_share == 0.5
+    assert [k.output for k in found.uncovered] == ["u0", "u1", "k2", "k1", "k0"]
+
+
+def test_too_little_coverage_is_refused_and_the_worst_kernels_named() -> None:
+    with pytest.raises(CoverageError) as refusal:
+        refuse_uncovered(cost())
+    assert refusal.value.exit_code == 6
+    text = str(refusal.value)
+    assert "2 of 10 kernels (20%, allowed are 10%)" in text
+    assert "u0 (never seen Odd); k0 (macs 9 > 8)" in text
+    assert "target measure toy --like MODEL" in text
+
+
+def test_enough_coverage_passes() -> None:
+    refuse_uncovered(cost(), 0.2)
+    refuse_uncovered(cost(unknown=1, outside=0))
+
+
+def test_figures_that_rest_on_no_training_data_are_never_refused() -> None:
+    refuse_uncovered(cost("estimate"), 0.0)
+    refuse_uncovered(cost("measured"), 0.0)
