@@ -381,7 +381,7 @@ def _skeleton(graph: Any) -> onnx.ModelProto:
         elif isinstance(tensor, gs.Variable) and tensor.inputs and not _is_opaque(tensor.inputs[0]):
             tensor.shape, tensor.dtype = None, None
     view.inputs = [*view.inputs, *weights]
-    return export_graph(view)
+    return export_graph(view, consume=True)
 
 
 def _is_weight(constant: Any) -> bool:

@@ -73,9 +73,14 @@ def import_graph(model: onnx.ModelProto) -> Any:
     return graph
 
 
-def export_graph(graph: Any) -> onnx.ModelProto:
-    """What `gs.export_onnx` gives, without its traps; the graph is not changed."""
-    view = graph.copy()
+def export_graph(graph: Any, *, consume: bool = False) -> onnx.ModelProto:
+    """What `gs.export_onnx` gives, without its traps; the graph is not changed.
+
+    Args:
+        graph: `gs.Graph`.
+        consume: the graph is not needed any more, so it need not be copied.
+    """
+    view = graph if consume else graph.copy()
     for tensor in view.tensors().values():
         held = getattr(tensor, "_values", None)
         # Copies share the proto of an unread weight, and export writes the name into it.
