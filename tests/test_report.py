@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -203,3 +204,17 @@ def test_without_a_front_nothing_of_it_is_said(result: Result, tmp_path: Path) -
     assert names == {
         "recipe.toml", "report.json", "report.md", "report.html", "trials.jsonl", "ledger.csv"
     }  # fmt: skip
+
+
+def test_the_manual_names_every_file_and_every_key(result: Result) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    for name in report.files_of(result):
+        assert f"`{name}`" in text, name
+    for key in report.schema()["properties"]:
+        assert f"`{key}`" in text, key
+    code = text.partition("```python\n")[2].partition("```")[0]
+    data = json.dumps(result.to_dict())
+    shown: list[tuple[object, ...]] = []
+    scope = {"open": lambda _: io.StringIO(data), "print": lambda *x: shown.append(x)}
+    exec(compile(code, "report.md", "exec"), scope)
+    assert shown[1] == ("A", result.front[0].seconds, "s", 0.02)
