@@ -91,10 +91,13 @@ def _markdown(block: Block) -> list[str]:
     if isinstance(block, Picture):
         return [f"![{block.alt}]({block.name})"]
     if isinstance(block, Table):
-        cells = (" | ".join(c.replace("|", "\\|") for c in row) for row in block.rows)
         rule = "|---" + "|---:" * (len(block.head) - 1) + "|"
-        return [f"| {' | '.join(block.head)} |", rule, *(f"| {row} |" for row in cells)]
+        return [_row(block.head), rule, *map(_row, block.rows)]
     return [block.text]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _html(block: Block, pictures: Mapping[str, bytes]) -> Iterable[str]:
