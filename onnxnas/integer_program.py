@@ -344,7 +344,7 @@ def _terms(problem: Problem) -> tuple[dict[Term, Array], list[Term]]:
         infinite = np.isinf(values).any(axis=-1)
         for cell in np.argwhere(infinite):
             impossible.append(tuple(zip(sites, map(int, cell), strict=True)))
-        added = np.where(infinite[..., None], 0.0, np.nan_to_num(values))
+        added = np.where(np.expand_dims(infinite, -1), 0.0, np.nan_to_num(values))
         for axis in range(len(sites)):
             first = np.take(added, [0], axis)
             added = np.concatenate([first, np.delete(added, 0, axis) - first], axis)
