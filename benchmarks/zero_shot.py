@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxnas.calibration import load_calibration
-from onnxnas.choose import recovery_search
+from onnxnas.fitting import recovery_search
 from onnxnas.graph import contract, static_view
 from onnxnas.materialize import apply_candidate
 from onnxnas.prepare import prepare

@@ -1,32 +1,40 @@
-"""Which rewrites to make: those that need data first, then the exact ones beside them.
+"""Which rewrites to make: the phases of a search, from single choices to the result.
 
-Nothing is lost that the user did not allow: without calibration data and a limit on the loss only
-exact choices are searched (`onnxnas.search`), and the ledger says of the others what they need.
+First the choices that change nothing; then, with data and an allowance for loss, those whose
+weights are fitted: each alone, then combinations (`onnxnas.efforts`). Last, what changes nothing is
+looked for again beside what was chosen. Nothing is lost that the user did not allow.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnxnas import graph as graphs
 from onnxnas.calibration import Calibration
-from onnxnas.errors import UsageError
-from onnxnas.fit_rows import MIN_ROWS, FitRows
-from onnxnas.greedy import SearchResult, greedy
-from onnxnas.held_out import HeldOut
-from onnxnas.materialize import Weights, apply_candidate
+from onnxnas.cost import MAX_UNCOVERED, Cost, refuse_uncovered
+from onnxnas.cpu_time import Phases
+from onnxnas.damage import Damage
+from onnxnas.efforts import Effort
+from onnxnas.errors import InfeasibleError, UsageError
+from onnxnas.exact_search import ExactSearch, paying
+from onnxnas.fit_rows import MIN_ROWS
+from onnxnas.fitting import open_journal, recovery_search
+from onnxnas.front_point import FrontPoint
+from onnxnas.greedy import SearchResult
+from onnxnas.journal import Journal
+from onnxnas.ledger import exact_rows, recovered_rows, unfitted_rows
+from onnxnas.objectives import column
+from onnxnas.outcome import Evaluated, best_of, distinct, front_of, goal_of
 from onnxnas.prepare import Prepared
-from onnxnas.quality import Task, compare
-from onnxnas.recover import BlockLibrary, Recovery, values_only
-from onnxnas.recovery_search import Finalist, RecoverySearch
+from onnxnas.quality import Task
+from onnxnas.recovery_search import RecoverySearch
 from onnxnas.screening import Screen
-from onnxnas.search import Evaluator, LedgerRow, Progress, Status, Trial
-from onnxnas.sites import Candidate, SearchSpace, Site
+from onnxnas.search import Evaluator, LedgerRow, Progress, Trial
+from onnxnas.sites import Candidate
+from onnxnas.wanted import Wanted
 
 
 @dataclass(frozen=True)
@@ -34,42 +42,34 @@ class Chosen:
     """What to make of a model.
 
     Attributes:
-        candidate: the decisions.
-        weights: of the recovered ones.
+        best: the decisions, their weights and figures.
+        original: cost of the unchanged model.
         ledger: one row per site and choice.
         trials: every candidate that was costed.
         search: for the report.
         notes: warnings for people.
+        front: networks that could be had instead, the chosen one among them.
+        named: those of the front that have a name.
+        recovery: of the fitted choices; None where nothing was fitted.
     """
 
-    candidate: Candidate
-    weights: Weights
+    best: Evaluated
+    original: Cost
     ledger: tuple[LedgerRow, ...]
     trials: tuple[Trial, ...]
     search: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-
-
-@dataclass
-class _Beside(Evaluator):
-    """Costs candidates on top of decisions that are already made, with their fitted weights."""
-
-    made: Candidate = field(default_factory=Candidate)
-    weights: Weights = field(default_factory=dict)
-    whole: SearchSpace = field(default_factory=lambda: SearchSpace(()))
-
-    def view(self, candidate: Candidate) -> Any:
-        both = Candidate.of({**dict(self.made.decisions), **dict(candidate.decisions)})
-        applied = apply_candidate(self.graph, self.whole, both, self.passes, self.weights)
-        return graphs.static_view(applied.graph, self.input_shapes)
+    front: tuple[FrontPoint, ...] = ()
+    named: Mapping[str, Evaluated] = field(default_factory=dict)
+    recovery: RecoverySearch | None = None
 
 
 def choose(
     prepared: Prepared,
+    wanted: Wanted | None = None,
     *,
     calibration: Calibration | None = None,
     task: Task | None = None,
-    max_drop: float | None = None,
     library: Path | None = None,
     budget_s: float | None = None,
     seed: int = 0,
@@ -78,301 +78,294 @@ def choose(
     """Search a model's rewrites on a target.
 
     Args:
+        wanted: the goal; by default the least latency without any loss.
         calibration: unlabelled inputs to fit weights on.
-        task: binds `max_drop` to its metric, if given.
-        max_drop: the most that may be lost of the task metric; without a task of agreement with
-            the original where outputs are classes, else squared error over variance. None
-            allows no loss: only exact rewrites are searched.
-        library: folder of what was fitted before.
+        task: binds `Wanted.max_drop` to its metric, if given.
+        library: folder of what was fitted and judged before.
         budget_s: seconds for the whole search.
-        seed: of sampled positions.
+        seed: of everything random.
         progress: called with (what, done, total).
 
     Raises:
-        UsageError: there are too few rows, or one cannot be read.
+        UsageError: there are too few rows, one cannot be read, or a limit makes no sense here.
+        InfeasibleError: nothing meets the limits.
+        CoverageError: too many kernels are unlike anything the cost model was trained on.
     """
-    start = time.monotonic()
-    report = progress or (lambda *_: None)
-    fitted = any(c.exactness == "recovered" for site in prepared.space for c in site.choices)
-    made, weights, recovery_report = Candidate(), dict[Any, Any](), dict[str, Any]()
-    lacking = _lacking(calibration, max_drop)
-    rows: tuple[LedgerRow, ...] = tuple(_unfitted(prepared.space, lacking))
-    costed: tuple[Trial, ...] = ()
-    interrupted = False
-    screen, notes = _screen(prepared)
-    if fitted and not lacking and calibration is not None and max_drop is not None:
-        search = recovery_search(prepared, calibration, library, seed, report)
-        limit = _Limit.of(prepared, search, task, max_drop, seed)
-        deadline = None if budget_s is None else start + budget_s
-        search.screen = screen
-        search.deadline = search.recovery.deadline = deadline
+    job = _Job(prepared, wanted or Wanted(), calibration, task, library, seed, budget_s, progress)
+    try:
+        return job.run()
+    finally:
+        if job.journal is not None:
+            job.journal.close()
+
+
+class _Job:
+    """One search, phase by phase."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        wanted: Wanted,
+        calibration: Calibration | None,
+        task: Task | None,
+        library: Path | None,
+        seed: int,
+        budget_s: float | None,
+        progress: Progress | None,
+    ) -> None:
+        self.prepared, self.wanted, self.task = prepared, wanted, task
+        self.calibration, self.library, self.seed = calibration, library, seed
+        self.budget_s = budget_s
+        self.progress: Progress = progress or (lambda *_: None)
+        self.phases = Phases()
+        self.start = time.monotonic()
+        self.deadline = None if budget_s is None else self.start + budget_s
+        self.journal: Journal | None = None
+        self.interrupted = False
+        self.notes: list[str] = []
+        self.trials: list[Trial] = []
+        self.counts: dict[str, int] = {}
+
+    def run(self) -> Chosen:
+        prepared, wanted = self.prepared, self.wanted
+        evaluator = self._evaluator()
+        (baseline,) = evaluator.evaluate([Candidate()])
+        assert baseline.cost is not None
+        self.goal = goal_of(
+            wanted.objective,
+            wanted.every_limit,
+            baseline.cost,
+            prepared.cost_model.target.clock_hz,
+        )
+        self.screen = self._screen(baseline.cost)
+        forced = Candidate() if prepared.ruled is None else prepared.ruled.forced
+        self.forced = self._exact_of(forced)
+        lacking = self._lacking(forced)
+        search = None if lacking else self._recovery(evaluator)
+        exact = self._exact(self._exact_of(wanted.start))
+        effort = None
+        if search is not None:
+            search.base, search.forced = exact.best.candidate, forced
+            effort = self._combinations(search)
+        everything, chosen = self._decide(baseline.cost, exact, effort)
+        beside = self._beside(chosen, exact)
+        if beside is not None and beside.best.cost is not None:
+            better = replace(chosen, candidate=beside.best.candidate, cost=beside.best.cost)
+            everything.append(better)
+            chosen = best_of([better, chosen], self.goal)
+        if effort is not None and wanted.refit_front and wanted.effort != "quick":
+            everything += self._refitted(effort, everything, chosen)
+        front, named = front_of(distinct(everything, chosen), chosen, self.goal)
+        rows = (
+            unfitted_rows(prepared.space, lacking)
+            if search is None
+            else recovered_rows(search, chosen.candidate)
+        )
+        besides = () if beside is None else beside.ledger
+        ledger = *exact_rows(exact.ledger, besides, prepared.space, chosen.candidate), *rows
+        return Chosen(
+            chosen,
+            baseline.cost,
+            ledger,
+            tuple({t.candidate: t for t in self.trials}.values()),
+            self._report(exact, search, effort, chosen),
+            tuple(self.notes),
+            front,
+            named,
+            search,
+        )
+
+    def _evaluator(self) -> Evaluator:
+        p = self.prepared
+        return Evaluator(p.graph, p.space, p.passes, p.cost_model, p.input_shapes)
+
+    def _screen(self, original: Cost) -> Screen | None:
+        """What rules choices out without a compile, where latency alone counts."""
+        wanted = self.wanted
+        try:
+            screen = Screen.of(self.prepared.cost_model)
+        except UsageError as error:
+            self.notes.append(f"Every choice is compiled, none is predicted: {error}")
+            return None
+        if screen is None:
+            share = MAX_UNCOVERED if wanted.max_uncovered is None else wanted.max_uncovered
+            if original.kind == "predicted":
+                refuse_uncovered(original, share)
+            return None
+        if wanted.max_uncovered is not None:
+            view = self._evaluator().view(Candidate())
+            refuse_uncovered(screen.predictor.cost(view), wanted.max_uncovered)
+        others = {limit.metric for limit in wanted.limits} | set(wanted.objective)
+        return None if wanted.full or others - {"latency", "quality"} else screen
+
+    def _exact_of(self, candidate: Candidate) -> Candidate:
+        space = self.prepared.space
+        exact = {(s.id, c.label) for s in space for c in s.choices if c.exactness == "exact"}
+        return Candidate.of(dict(m for m in candidate.decisions if m in exact))
+
+    def _lacking(self, forced: Candidate) -> str:
+        """Why nothing can be fitted; empty if it can."""
+        space, rows = self.prepared.space, self.calibration
+        if not any(c.exactness == "recovered" for site in space for c in site.choices):
+            return "there is nothing to fit"
+        lacking = ""
+        if rows is None:
+            lacking = "its weights are fitted on inputs: give --calibration, and --max-drop"
+        elif len(rows) < MIN_ROWS:
+            lacking = (
+                f"its weights are fitted on {MIN_ROWS} rows or more, and there are {len(rows)}"
+            )
+        elif not self.wanted.allows_loss:
+            lacking = "it changes the outputs: say how much may be lost with --max-drop"
+        fitted = [m for m in forced.decisions if m not in self._exact_of(forced).decisions]
+        if lacking and fitted:
+            raise UsageError(f"Rules force {fitted[0][0]}={fitted[0][1]}, and {lacking}.")
+        return lacking
+
+    def _recovery(self, evaluator: Evaluator) -> RecoverySearch:
+        assert self.calibration is not None
+        search = recovery_search(
+            self.prepared, self.calibration, self.library, self.seed, self.progress
+        )
+        self.damage = Damage.of(self.prepared, search.held_out, self.task, self.seed)
+        if self.library is not None:
+            self.journal = open_journal(
+                self.prepared, search.recovery.rows, self.library, self.seed
+            )
+        search.evaluator = evaluator
+        evaluator.journal = search.journal = self.journal
+        search.screen = self.screen
+        search.deadline = search.recovery.deadline = self.deadline
+        asked = {*self.goal.columns, *self.goal.ceilings} - {column("quality")}
+        # What lowers the peak shows only beside others: whatever is smaller may be worth it.
+        peak = {column("macs"), column("weights")} if column("peak-memory") in asked else set()
+        search.axes = tuple(sorted(asked | peak or {0}))
+        if self.prepared.ruled is not None:
+            search.factors = self.prepared.ruled.factors
+        self._phase("reading the data", 0)
+        return search
+
+    def _exact(self, start: Candidate) -> SearchResult:
+        self.searched = ExactSearch(
+            self.prepared, self.goal, self.screen, self.journal, self.forced, self.progress
+        )
+        begin = Candidate.of({**dict(start.decisions), **dict(self.forced.decisions)})
+        found = self.searched.run(self._left(), begin)
+        if self.forced.decisions and found.best.cost is None:
+            raise UsageError(f"What the rules force cannot be made: {found.best.reason}.")
+        self.interrupted = found.stopped == "interrupted"
+        self.trials += found.trials
+        self._phase("rewrites that change nothing", len(found.trials))
+        return found
+
+    def _combinations(self, search: RecoverySearch) -> Effort:
+        effort = Effort(
+            search,
+            self.damage,
+            self.goal,
+            self.wanted.effort,
+            self.wanted.strategy,
+            self.seed,
+            self.wanted.start,
+        )
+        if self.interrupted:
+            return effort
         try:
             search.judge_alone()
-            search.climb(limit.value, limit.damage)
+            self._phase("each fitted choice alone", len(search.alone))
+            effort.run()
         except KeyboardInterrupt:
-            interrupted, budget_s = True, 0.0
-        best = search.best(limit.value, limit.damage)
-        if best is not None:
-            made, weights = best.candidate, values_only(best.weights)
-        rows = tuple(_recovered_rows(search, best))
-        costed = tuple(search.evaluator.trials.values())
-        recovery_report = {"recovery": limit.report(search, best)}
-    left = None if budget_s is None else max(0.0, start + budget_s - time.monotonic())
-    exact = _exact_beside(prepared, made, weights, screen, left, report)
-    candidate = Candidate.of({**dict(made.decisions), **dict(exact.best.candidate.decisions)})
-    trials = (*costed, *exact.trials)
-    return Chosen(
-        candidate,
-        weights,
-        (*exact.ledger, *rows),
-        trials,
-        {
-            "strategy": "integer program, then greedy" if recovery_report else "greedy",
-            "seed": seed,
-            "budget_s": budget_s,
-            "evaluations": len(trials),
-            "space_size": float(prepared.space.size()),
-            "seconds": round(time.monotonic() - start, 3),
-            "stopped": "interrupted" if interrupted else exact.stopped,
-            **recovery_report,
-        },
-        notes,
-    )
+            self.interrupted = True
+        self.trials += [t for t in search.evaluator.trials.values() if t.candidate.decisions]
+        self.trials += [t.finalist.trial for t in effort.tried]
+        self._phase("combinations of fitted choices", len(effort.tried))
+        return effort
 
+    def _decide(
+        self, original: Cost, exact: SearchResult, effort: Effort | None
+    ) -> tuple[list[Evaluated], Evaluated]:
+        """All that could be had, and the best of it."""
+        forced = set(self.forced.decisions)
+        unchanged = Evaluated(Candidate(), original)
+        costed = [
+            Evaluated(t.candidate, t.cost, evaluation="single-shot")
+            for t in exact.trials
+            if t.cost is not None and t.candidate.decisions
+        ]
+        fitted = [] if effort is None else [t.evaluated for t in effort.tried]
+        best = [e for e in costed if e.candidate == exact.best.candidate]
+        allowed = [e for e in (unchanged, *best, *fitted) if forced <= set(e.candidate.decisions)]
+        try:
+            chosen = best_of(allowed, self.goal)
+        except InfeasibleError:
+            # What the greedy search passed over may meet a limit that its end does not.
+            more = [e for e in costed if forced <= set(e.candidate.decisions)]
+            chosen = best_of([*allowed, *more], self.goal)
+        return [unchanged, *costed, *fitted], chosen
 
-def fit_again(
-    prepared: Prepared,
-    candidate: Candidate,
-    calibration: Calibration | None,
-    library: Path | None,
-    seed: int,
-    progress: Progress | None,
-) -> Weights:
-    """The weights of a candidate that was found before; from the library where it has them.
-
-    Raises:
-        UsageError: weights are to be fitted and there is too little data, or they cannot be.
-    """
-    decided = prepared.space.decided(candidate)
-    if all(choice.exactness == "exact" for _, choice in decided):
-        return {}
-    if calibration is None:
-        raise UsageError("Weights of this recipe are fitted on inputs: give --calibration.")
-    report = progress or (lambda *_: None)
-    search = recovery_search(prepared, calibration, library, seed, report)
-    found, refused = search.recovery.in_order(candidate)
-    for (site_id, label), reason in refused.items():
-        raise UsageError(f"The weights of {site_id}={label} cannot be fitted: {reason}.")
-    return values_only(found)
-
-
-def recovery_search(
-    prepared: Prepared,
-    calibration: Calibration,
-    library: Path | None,
-    seed: int,
-    progress: Progress,
-) -> RecoverySearch:
-    """Everything the search of recovered choices needs, nothing searched yet.
-
-    Raises:
-        UsageError: there are too few rows, or one cannot be read.
-    """
-    progress("reading the calibration data", 0, 1)
-    rows = FitRows.of(calibration)
-    stored = prepared.normalised.SerializeToString(deterministic=True)
-    evaluator = Evaluator(
-        prepared.graph,
-        prepared.space,
-        prepared.passes,
-        prepared.cost_model,
-        prepared.input_shapes,
-    )
-    held_out = HeldOut.of(prepared.graph, rows)
-    recovery = Recovery(
-        prepared.graph,
-        hashlib.sha256(stored).hexdigest(),
-        prepared.space,
-        prepared.passes,
-        rows,
-        BlockLibrary(library),
-        seed,
-        progress,
-    )
-    held_out.tick = recovery.tick
-    return RecoverySearch(evaluator, recovery, held_out, progress)
-
-
-def _exact_beside(
-    prepared: Prepared,
-    made: Candidate,
-    weights: Weights,
-    screen: Screen | None,
-    budget_s: float | None,
-    progress: Progress,
-) -> SearchResult:
-    """Greedy search of the exact choices that do not conflict with what is decided already."""
-    sites = [
-        replace(site, choices=tuple(c for c in site.choices if c.exactness == "exact"))
-        for site in prepared.space
-        if not prepared.space.conflicts(site, made)
-    ]
-    evaluator = _Beside(
-        prepared.graph,
-        SearchSpace(tuple(s for s in sites if s.choices)),
-        prepared.passes,
-        prepared.cost_model,
-        prepared.input_shapes,
-        made=made,
-        weights=weights,
-        whole=prepared.space,
-    )
-    return greedy(evaluator, screen=screen, budget_s=budget_s, progress=progress)
-
-
-def _screen(prepared: Prepared) -> tuple[Screen | None, tuple[str, ...]]:
-    """What rules choices out without a compile, and why there is none although there could be."""
-    try:
-        return Screen.of(prepared.cost_model), ()
-    except UsageError as error:
-        return None, (f"Every choice is compiled, none is predicted: {error}",)
-
-
-@dataclass(frozen=True)
-class _Limit:
-    """What a result may lose, and by what that is measured.
-
-    Attributes:
-        binds: ``task``, ``agreement`` or ``error``.
-        value: the most that may be lost.
-        damage: what a finalist loses.
-    """
-
-    binds: str
-    value: float
-    damage: Callable[[Finalist], float]
-
-    @classmethod
-    def of(
-        cls,
-        prepared: Prepared,
-        search: RecoverySearch,
-        task: Task | None,
-        max_drop: float,
-        seed: int,
-    ) -> _Limit:
-        drops: dict[Candidate, float] = {}
-
-        def task_drop(finalist: Finalist) -> float:
-            assert task is not None
-            if finalist.candidate not in drops:
-                applied = apply_candidate(
-                    prepared.graph,
-                    prepared.space,
-                    finalist.candidate,
-                    prepared.passes,
-                    values_only(finalist.weights),
-                )
-                model = graphs.to_model(applied.graph, prepared.normalised)
-                drops[finalist.candidate] = compare(task, prepared.source, model, seed)[0].drop
-            return drops[finalist.candidate]
-
-        if task is not None:
-            binds, damage = "task", task_drop
-        elif any(j.kind == "logits" for j in search.held_out.judged):
-            binds, damage = "agreement", _disagreement
-        else:
-            binds, damage = "error", _error
-        return cls(binds, max_drop, damage)
-
-    def report(self, search: RecoverySearch, best: Finalist | None) -> dict[str, Any]:
-        """The figures of every finalist, plain JSON values."""
-        rows = search.recovery.rows
-        base = search.baseline.cycles
-        return {
-            "bound": {"on": self.binds, "max_drop": self.value},
-            "measure": " and ".join(sorted({j.measure for j in search.held_out.judged})),
-            "rows_fitted_on": rows.roles.count("fit"),
-            "rows_tuned_by": rows.roles.count("tune"),
-            "rows_held_out": sum(rows.held_out),
-            "finalists": [
-                {
-                    "cycles": f.trial.cycles,
-                    "saving": 1 - f.trial.cycles / base,
-                    "divergence": f.divergence.value,
-                    "divergence_standard_error": f.divergence.error,
-                    "agreement": f.divergence.agrees,
-                    "agreement_standard_error": f.divergence.agreement_error,
-                    "drop": self.damage(f),
-                    "sum_of_single_divergences": f.proxy,
-                    "chosen": f is best,
-                    "candidate": str(f.candidate),
-                }
-                for f in sorted(search.finalists, key=lambda f: -f.trial.cycles)
-            ],
-        }
-
-
-def _disagreement(finalist: Finalist) -> float:
-    agrees = finalist.divergence.agrees
-    return 1.0 - (0.0 if agrees is None else agrees)
-
-
-def _error(finalist: Finalist) -> float:
-    return finalist.divergence.value
-
-
-def _lacking(calibration: Calibration | None, max_drop: float | None) -> str:
-    """Why nothing can be fitted; empty if it can."""
-    if calibration is None:
-        return "its weights are fitted on inputs: give --calibration, and --max-drop"
-    if len(calibration) < MIN_ROWS:
-        return (
-            f"its weights are fitted on {MIN_ROWS} rows or more, and there are {len(calibration)}"
+    def _beside(self, chosen: Evaluated, exact: SearchResult) -> SearchResult | None:
+        """What changes nothing, looked for again beside what is fitted."""
+        made = Candidate.of(dict(m for m in chosen.candidate.decisions if m in {*chosen.weights}))
+        if not made.decisions:
+            return None
+        found = self.searched.run(
+            0.0 if self.interrupted else self._left(),
+            self._exact_of(chosen.candidate),
+            made,
+            chosen.weights,
+            chosen.evaluation,
+            frozenset(paying(exact)),
         )
-    if max_drop is None:
-        return "it changes the outputs: say how much may be lost with --max-drop"
-    return ""
+        self.interrupted |= found.stopped == "interrupted"
+        self.trials += found.trials
+        self._phase("the same beside the fitted ones", len(found.trials))
+        return found
 
+    def _refitted(
+        self, effort: Effort, everything: list[Evaluated], chosen: Evaluated
+    ) -> list[Evaluated]:
+        """The named candidates, fitted in order where they were not yet."""
+        if self.interrupted:
+            return []
+        _, named = front_of(distinct(everything, chosen), chosen, self.goal)
+        found = effort.refit_all([e.candidate for e in named.values() if e.weights])
+        self._phase("fitting the named ones again", len(found))
+        return found
 
-def _unfitted(space: SearchSpace, reason: str) -> Iterator[LedgerRow]:
-    for site in space:
-        for choice in site.choices:
-            if choice.exactness == "recovered":
-                yield _row(site, choice.label, "not chosen", reason, None)
+    def _left(self) -> float | None:
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
+    def _phase(self, name: str, evaluations: int) -> None:
+        self.phases.ended(name, evaluations)
 
-def _recovered_rows(search: RecoverySearch, best: Finalist | None) -> Iterator[LedgerRow]:
-    chosen = {} if best is None else dict(best.candidate.decisions)
-    for site in search.space:
-        for choice in site.choices:
-            if choice.exactness != "recovered":
-                continue
-            move = (site.id, choice.label)
-            trial, single = search.alone.get(move), search.singles.get(move)
-            delta = None
-            if trial is not None and trial.cost is not None:
-                delta = trial.cycles - search.baseline.cycles
-            harm = "" if single is None else f"divergence {single.divergence.value:.4f} alone"
-            if chosen.get(site.id) == choice.label:
-                yield _row(site, choice.label, "applied", f"{choice.note}; {harm}", delta)
-            elif trial is None:
-                reason = search.rejected.get(move, "not costed before the search was stopped")
-                yield _row(site, choice.label, "not chosen", reason, delta)
-            elif trial.cost is None:
-                status: Status = "not chosen" if trial.ruled_out else "impossible"
-                yield _row(site, choice.label, status, trial.reason, delta)
-            elif move in search.rejected:
-                saves = delta is not None and -delta > 0
-                status = "rejected" if saves and single is None else "not chosen"
-                yield _row(site, choice.label, status, search.rejected[move], delta)
-            elif site.id in chosen:
-                reason = f"{chosen[site.id]} is better here ({harm})"
-                yield _row(site, choice.label, "not chosen", reason, delta)
-            else:
-                reason = f"others save as much for less ({harm})"
-                yield _row(site, choice.label, "not chosen", reason, delta)
-
-
-def _row(site: Site, label: str, status: Status, reason: str, delta: float | None) -> LedgerRow:
-    return LedgerRow(site.pass_name, site.tensor, label, status, reason, "recovered", delta)
+    def _report(
+        self,
+        exact: SearchResult,
+        search: RecoverySearch | None,
+        effort: Effort | None,
+        chosen: Evaluated,
+    ) -> dict[str, Any]:
+        """For the report: plain JSON values."""
+        trials = {t.candidate for t in self.trials}
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        stopped = "interrupted" if self.interrupted else "budget" if late else exact.stopped
+        found: dict[str, Any] = {
+            "strategy": f"{self.wanted.strategy}, then greedy" if search else "greedy",
+            "effort": self.wanted.effort,
+            "objective": list(self.wanted.objective),
+            "limits": {limit.metric: str(limit) for limit in self.goal.limits},
+            "space": "full" if self.wanted.full else "curated",
+            "seed": self.seed,
+            "budget_s": self.budget_s,
+            "evaluations": len(trials),
+            "space_size": float(self.prepared.space.size()),
+            "seconds": round(time.monotonic() - self.start, 3),
+            "cpu_seconds": round(sum(float(p["cpu_seconds"]) for p in self.phases.rows), 3),
+            "phases": self.phases.rows,
+            "stopped": stopped,
+        }
+        if search is not None and effort is not None:
+            found["looked_up"] = effort.looked_up
+            tried = [t for t in effort.tried if t.evaluated.weights is chosen.weights]
+            found["recovery"] = effort.report(tried[0] if tried else None, self.wanted.max_drop)
+        return found

@@ -60,6 +60,8 @@ def greedy(
     *,
     value: Value | None = None,
     screen: Screen | None = None,
+    start: Candidate | None = None,
+    fixed: frozenset[str] = frozenset(),
     budget_s: float | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
@@ -69,12 +71,15 @@ def greedy(
         evaluator: of the model and target.
         value: what to minimise; without, the cycles.
         screen: asked first; what it rules out is not costed. Only for cycles.
+        start: candidate to begin with, if it is better than the original.
+        fixed: sites whose decisions in `start` stay as they are, whatever that costs.
         budget_s: stop starting new evaluations after this many seconds.
         progress: called before each batch.
 
     Ctrl-C ends the search early with the best so far (`stopped` says so).
     """
     search = _Greedy(evaluator, value, screen, budget_s, progress or (lambda *_: None))
+    search.start, search.fixed = start or Candidate(), fixed
     stopped: Literal["converged", "budget", "interrupted"] = "converged"
     try:
         search.run()
@@ -114,17 +119,21 @@ class _Greedy:
         self.baseline: Trial | None = None
         self.current: Trial = Trial(Candidate(), None)
         self.alone: dict[Move, Trial] = {}
+        self.start, self.fixed = Candidate(), frozenset[str]()
         self.macs: int | None = None
         self.dominated: set[Move] = set()
-        self.near = {site.id: _neighbourhood(evaluator.graph, site) for site in self.space}
+        self.near = {site.id: neighbourhood(evaluator.graph, site) for site in self.space}
 
     def run(self) -> None:
         (self.baseline,) = self.evaluator.evaluate([Candidate()])
         self.current = self.baseline
+        (start,) = self.evaluator.evaluate([self.start])
         moves = self._moves()
         dominated = self._dominated if self.only_cycles else None
         self.alone = self._cost_moves(moves, "each choice alone", dominated)
         gains = self._gains(self.alone)
+        if self.fixed or self.value(start) < self.value(self.baseline):
+            self.current = start
         while stale := self._accept(gains):
             closed = self.current_moves | self.dominated
             moves = [m for m in self._moves() if m[0] in stale and m not in closed]
@@ -145,7 +154,13 @@ class _Greedy:
         batch = self._batch(gains, MIN_GAIN * self.value(self.baseline))
         if combine and batch and not self.current_moves:
             self.evaluator.evaluate([self._moved(batch)])
-        self.current = min((self.current, *known.values()), key=self.value)
+        (start,) = self.evaluator.evaluate([self.start])
+        allowed = [t for t in known.values() if self._keeps_fixed(t.candidate)]
+        self.current = min((start, *allowed), key=self.value)
+
+    def _keeps_fixed(self, candidate: Candidate) -> bool:
+        fixed = {move for move in self.start.decisions if move[0] in self.fixed}
+        return fixed <= set(candidate.decisions)
 
     def _gains(self, trials: Mapping[Move, Trial]) -> dict[Move, float]:
         """What moves beside the current candidate save."""
@@ -184,14 +199,20 @@ class _Greedy:
             if gains[move] <= floor:
                 break
             apart = not any(self.near[move[0]] & self.near[other[0]] for other in batch)
-            if apart and move not in self.current_moves:
+            if apart and move not in self.current_moves and move[0] not in self.fixed:
                 batch.append(move)
         return batch
 
     def _try_without(self) -> None:
         """Undo decisions that no longer pay beside the later ones."""
         while decisions := self.current.candidate.decisions:
-            fewer = [Candidate(tuple(d for d in decisions if d is not out)) for out in decisions]
+            fewer = [
+                Candidate(tuple(d for d in decisions if d is not out))
+                for out in decisions
+                if out[0] not in self.fixed
+            ]
+            if not fewer:
+                return
             best = min(self._cost(fewer, "leaving one out"), key=self.value)
             if self.value(best) > self.value(self.current):
                 return
@@ -299,7 +320,7 @@ class _Greedy:
         )
 
 
-def _neighbourhood(graph: Any, site: Site) -> frozenset[str]:
+def neighbourhood(graph: Any, site: Site) -> frozenset[str]:
     """Tensors of the nodes a site claims and of the nodes next to them."""
     tensors = graph.tensors()
     claimed = {claim.split(":", 1)[1] for claim in site.claims} | {site.tensor}

@@ -28,7 +28,7 @@ from onnxnas.recipe import Recipe, read_recipe
 from onnxnas.recover import values_only
 from onnxnas.result import Result
 from onnxnas.rule_costs import RuleCost, rule_costs, savings_of_removed
-from onnxnas.search import Evaluator, Progress
+from onnxnas.search import Evaluator, Move, Progress
 from onnxnas.sites import Candidate
 from onnxnas.strategies import STRATEGIES
 from onnxnas.transfer import matches
@@ -221,7 +221,11 @@ def _rule_costs(
         for trial in chosen.trials
         if len(trial.candidate.decisions) == 1 and trial.cost is not None
     }
-    losses = {} if search is None else {m: s.divergence.value for m, s in search.singles.items()}
+    losses = dict[Move, float]()
+    if search is not None:
+        start = search.start.cycles
+        savings |= {m: start - t.cycles for m, t in search.alone.items() if t.cost is not None}
+        losses = {m: s.divergence.value for m, s in search.singles.items()}
     within = sum(losses.get(move, 0.0) for move in chosen.best.candidate.decisions)
     return rule_costs(prepared.ruled, savings, losses, within)
 

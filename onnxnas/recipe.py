@@ -44,6 +44,7 @@ class Recipe:
         tool: name and version of the tool that wrote it.
         model_sha256: of the model file it was made for; another model is allowed.
         fingerprints: of each decision's place, site id -> what it looks like; for another model.
+        fitted: how weights were: each decision ``alone``, or ``in order``, behind those before.
     """
 
     target: str
@@ -53,6 +54,7 @@ class Recipe:
     tool: str = ""
     model_sha256: str = ""
     fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
+    fitted: str = "in order"
 
     def to_toml(self) -> str:
         """The file's text; `from_toml` reads it back to an equal recipe."""
@@ -64,6 +66,8 @@ class Recipe:
             f"target = {_text(self.target)}",
             f"model_sha256 = {_text(self.model_sha256)}",
         ]
+        if self.fitted != "in order":
+            lines.append(f"fitted = {_text(self.fitted)}")
         if self.input_shapes:
             lines += ["", "[input_shapes]"]
             lines += [f"{_text(name)} = {list(s)}" for name, s in self.input_shapes.items()]
@@ -107,6 +111,7 @@ class Recipe:
                 },
                 tool=data.get("tool", ""),
                 model_sha256=data.get("model_sha256", ""),
+                fitted=data.get("fitted", "in order"),
                 fingerprints={
                     r["site"]: _fingerprint(r) for r in data.get("rewrite", []) if "structure" in r
                 },

@@ -1,36 +1,50 @@
-"""Which choices that change the function to make: cheapest damage for each latency goal.
+"""Choices that change the function: what each saves and harms alone, and what combinations do.
 
 Costs come first: a choice that saves nothing on the target is never fitted. What remains is fitted
-alone, judged alone on held-out rows, and combined by an integer program on the sums of savings and
-divergences. Sums are only a proxy: the solutions for a ladder of goals are fitted again in order,
-compiled whole and really judged.
+alone and judged alone on held-out rows. A search over the sums of savings and divergences proposes
+combinations; sums are only a proxy, so these are compiled whole and really judged, with the
+weights as they were fitted alone (single-shot) or fitted again in order (multishot).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
+from onnxnas.cost import Cost
+from onnxnas.cost_table import CostTable
 from onnxnas.divergence import Divergence
+from onnxnas.front_point import Evaluation
 from onnxnas.graph import static_view
 from onnxnas.held_out import HeldOut
-from onnxnas.materialize import apply_candidate
+from onnxnas.integer_program import Program
+from onnxnas.journal import Journal
+from onnxnas.materialize import Applied, apply_candidate
+from onnxnas.objectives import Goal, column
 from onnxnas.pass_contract import Fitted, OutOfTime
+from onnxnas.problem import Problem
 from onnxnas.recover import Move, Recovery, values_only
-from onnxnas.roundtrip import silenced
 from onnxnas.screening import Screen
-from onnxnas.search import AT_ONCE, MIN_GAIN, Evaluator, Progress, Trial
+from onnxnas.search import (
+    AT_ONCE,
+    MIN_GAIN,
+    Evaluator,
+    Progress,
+    Trial,
+    cost_from,
+    cost_values,
+    figures_of,
+)
 from onnxnas.sites import Candidate, SearchSpace
 
 _ALONE_SHARE = 0.6
 """Of the time there is for fitting choices alone; the rest is for judging and combining them."""
 LATE = "not judged before the time was up"
-_STEP = 0.05
-"""Between two goals of the ladder, as a share of the original's cycles."""
+_CYCLES, _DAMAGE = column("latency"), column("quality")
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class Single:
     """One choice alone.
 
     Attributes:
-        saving: cycles it takes off the whole network.
+        saving: cycles it takes off the whole network with the exact choices that pay.
         fitted: its weights.
         divergence: on held-out rows.
     """
@@ -50,15 +64,16 @@ class Single:
 
 @dataclass(frozen=True)
 class Finalist:
-    """A combination that was fitted in order, compiled whole and judged.
+    """A combination that was compiled whole and judged.
 
     Attributes:
-        candidate: what was left of the goal's choices after those that could not be fitted.
+        candidate: what was left of the choices after those that could not be fitted.
         goal: share of the original's cycles that was to be saved.
-        cost: of the whole rewritten network with its own weights.
+        trial: cost of the whole rewritten network with its own weights.
         divergence: on held-out rows.
         proxy: sum of the single divergences.
         weights: what was fitted.
+        evaluation: how.
     """
 
     candidate: Candidate
@@ -67,6 +82,7 @@ class Finalist:
     divergence: Divergence
     proxy: float
     weights: Mapping[Move, Fitted]
+    evaluation: Evaluation = "multishot"
 
 
 @dataclass
@@ -79,10 +95,14 @@ class RecoverySearch:
         held_out: judges candidates.
         singles: every choice that saves something and could be fitted.
         rejected: why the others are out.
-        finalists: combinations that were really judged.
-        alone: what each choice costs alone.
+        alone: what each choice costs alone beside `base`.
         deadline: by `time.monotonic`; nothing is started after it.
         screen: asked first; what it rules out is not costed.
+        journal: what was judged in an earlier run that was cut short; takes down what is new.
+        axes: columns of `FIGURES`, at least one of which a choice has to lower.
+        base: exact decisions that are made in any case, where nothing else is in their way.
+        forced: decisions that every combination has to make.
+        factors: choice -> how many times less its divergence counts while combinations are sought.
     """
 
     evaluator: Evaluator
@@ -91,10 +111,14 @@ class RecoverySearch:
     progress: Progress = field(default=lambda *_: None)
     singles: dict[Move, Single] = field(default_factory=dict)
     rejected: dict[Move, str] = field(default_factory=dict)
-    finalists: list[Finalist] = field(default_factory=list)
     alone: dict[Move, Trial] = field(default_factory=dict)
     deadline: float | None = None
     screen: Screen | None = None
+    journal: Journal | None = None
+    axes: tuple[int, ...] = (_CYCLES,)
+    base: Candidate = field(default_factory=Candidate)
+    forced: Candidate = field(default_factory=Candidate)
+    factors: Mapping[Move, float] = field(default_factory=dict)
 
     @property
     def space(self) -> SearchSpace:
@@ -105,6 +129,19 @@ class RecoverySearch:
     def baseline(self) -> Trial:
         """The unchanged model."""
         return self.evaluator.evaluate([Candidate()])[0]
+
+    @property
+    def start(self) -> Trial:
+        """The model with nothing but `base`."""
+        return self.evaluator.evaluate([self.base])[0]
+
+    def beside(self, candidate: Candidate) -> Candidate:
+        """A candidate and of `base` what does not exclude it."""
+        made = dict(self.base.decisions)
+        for site_id, _ in candidate.decisions:
+            for other in self.space.conflicts(self.space.site(site_id), self.base):
+                made.pop(other, None)
+        return Candidate.of({**made, **dict(candidate.decisions)})
 
     def judge_alone(self) -> None:
         """Cost every recovered choice, fit and judge those that save something, the most first."""
@@ -122,18 +159,8 @@ class RecoverySearch:
                 self.rejected.update(dict.fromkeys(moves, LATE))
                 continue
             self.progress("judging each choice alone", done, len(found))
-            students = [
-                apply_candidate(
-                    self.evaluator.graph,
-                    self.space,
-                    Candidate.of(dict([move])),
-                    self.evaluator.passes,
-                    {move: found[move].values},
-                )
-                for move in moves
-            ]
             try:
-                judged = self.held_out.divergences(students)
+                judged = self._judged_alone(moves, found)
             except OutOfTime:
                 self.rejected.update(dict.fromkeys(moves, LATE))
                 continue
@@ -143,6 +170,32 @@ class RecoverySearch:
                 else:
                     self.rejected[move] = "with it the network's outputs are not finite"
             done += len(moves)
+
+    def _judged_alone(
+        self, moves: Sequence[Move], found: Mapping[Move, Fitted]
+    ) -> list[Divergence]:
+        known = {m: self._recalled("alone", Candidate.of(dict([m]))) for m in moves}
+        new = [m for m in moves if known[m] is None]
+        students = [self._applied(Candidate.of(dict([m])), {m: found[m]}) for m in new]
+        judged = dict(zip(new, self.held_out.divergences(students), strict=True))
+        for move, divergence in judged.items():
+            if self.journal is not None and np.isfinite(divergence.value):
+                single = Candidate.of(dict([move]))
+                self.journal.add("alone", single, divergence_values(divergence))
+        recalled = {m: divergence_from(v) for m, v in known.items() if v is not None}
+        return [recalled.get(m) or judged[m] for m in moves]
+
+    def _recalled(self, kind: str, candidate: Candidate) -> dict[str, Any] | None:
+        return None if self.journal is None else self.journal.get(kind, candidate)
+
+    def _applied(self, candidate: Candidate, found: Mapping[Move, Fitted]) -> Applied:
+        return apply_candidate(
+            self.evaluator.graph,
+            self.space,
+            candidate,
+            self.evaluator.passes,
+            values_only(found),
+        )
 
     def _alone(self, moves: Sequence[Move]) -> tuple[dict[Move, Fitted], dict[Move, str]]:
         """Fit choices in a share of the time that is left."""
@@ -163,8 +216,8 @@ class RecoverySearch:
             if choice.exactness == "recovered"
         ]
         savings: dict[Move, float] = {}
-        screen, original = self.screen, self.evaluator.view(Candidate())
-        rule_out = None if screen is None else lambda _, views: screen.reasons(original, views)
+        screen, before = self.screen, self.evaluator.view(self.base)
+        rule_out = None if screen is None else lambda _, views: screen.reasons(before, views)
         for start in range(0, len(moves), AT_ONCE):
             self.progress("costing each choice alone", start, len(moves))
             some = moves[start : start + AT_ONCE]
@@ -172,131 +225,132 @@ class RecoverySearch:
                 self.rejected.update(dict.fromkeys(some, "not costed before the time was up"))
                 continue
             trials = self.evaluator.evaluate(
-                [Candidate.of(dict([move])) for move in some], rule_out
+                [self.beside(Candidate.of(dict([move]))) for move in some], rule_out
             )
             for move, trial in zip(some, trials, strict=True):
                 self.alone[move] = trial
-                saving = self.baseline.cycles - trial.cycles
                 if trial.cost is None:
                     self.rejected[move] = trial.reason
-                elif saving <= MIN_GAIN * self.baseline.cycles:
+                    continue
+                saving = self.start.cycles - trial.cycles
+                if self._pays(trial.cost):
+                    savings[move] = saving
+                else:
                     self.rejected[move] = (
                         "costs cycles" if saving < 0 else f"saves less than {MIN_GAIN:.1%}"
                     )
-                else:
-                    savings[move] = saving
         return savings
 
-    def climb(self, limit: float, damage: Callable[[Finalist], float]) -> None:
-        """Look for the fastest candidate whose damage stays within a limit; see `best`.
-
-        Goals rise in steps of 5 % until two in a row do too much damage, then one between the
-        last good and the first bad one is tried. All that were looked at are in `finalists`.
-
-        Args:
-            limit: of the damage.
-            damage: of a finalist, e.g. its loss in agreement.
-        """
-        tried: dict[float, bool] = {}
-        step, failures = 1, 0
-        while failures < 2 and not self._late():
-            outcome = self._try(step * _STEP, limit, damage)
-            if outcome is None:
-                break
-            tried[step * _STEP] = outcome
-            failures = 0 if outcome else failures + 1
-            step += 1
-        good = max((g for g, ok in tried.items() if ok), default=0.0)
-        bad = min((g for g, ok in tried.items() if not ok and g > good), default=None)
-        if bad is not None and not self._late():
-            self._try((good + bad) / 2, limit, damage)
-
-    def best(self, limit: float, damage: Callable[[Finalist], float]) -> Finalist | None:
-        """The fastest finalist so far whose damage stays within a limit; None if none does."""
-        fit = [f for f in self.finalists if damage(f) <= limit and f.candidate.decisions]
-        return min(fit, key=lambda f: f.trial.cycles, default=None)
+    def _pays(self, cost: Cost) -> bool:
+        """Whether a choice alone lowers a figure that counts by enough."""
+        assert self.start.cost is not None
+        before, after = figures_of(self.start.cost), figures_of(cost)
+        return any(after[at] < (1 - MIN_GAIN) * before[at] for at in self.axes)
 
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def _try(self, goal: float, limit: float, damage: Callable[[Finalist], float]) -> bool | None:
-        """Whether the finalist of a goal is within the limit.
-
-        Returns:
-            None where no choices reach the goal, or the time was up before it was known.
-        """
-        candidate = self.solve(goal)
-        if candidate is None:
-            return None
-        known = [f for f in self.finalists if f.candidate == candidate]
-        try:
-            finalist = known[0] if known else self.finalist(goal, candidate)
-        except OutOfTime:
-            return None
-        if not known:
-            self.finalists.append(finalist)
-        return damage(finalist) <= limit
+    def problem(self, goal: Goal) -> Problem:
+        """The search for combinations of what is worth it, in sums of what was found alone."""
+        alone = {m: self.alone[m] for m in self.singles}
+        sites = (
+            replace(s, choices=tuple(c for c in s.choices if (s.id, c.label) in alone))
+            for s in self.space
+        )
+        space = SearchSpace(tuple(s for s in sites if s.choices))
+        damage = {
+            m: max(0.0, s.divergence.value) / self.factors.get(m, 1.0)
+            for m, s in self.singles.items()
+        }
+        table = CostTable.additive(space, _weighed(self.start), _all_weighed(alone))
+        problem = Problem.of(table, damage, goal)
+        forced = {site_id for site_id, _ in self.forced.decisions}
+        keep = [np.inf if site.id in forced else 0.0 for site in space]
+        columns = zip(problem.damage, keep, strict=True)
+        return replace(problem, damage=tuple(np.array([k, *d[1:]]) for d, k in columns))
 
     def solve(self, goal: float) -> Candidate | None:
         """The choices with the least summed divergence that save a share of the cycles."""
-        savings = {m: s.saving / self.baseline.cycles for m, s in self.singles.items()}
-        damage = {m: max(0.0, s.divergence.value) for m, s in self.singles.items()}
-        return cheapest(self.space, savings, damage, goal)
+        row = (self.baseline.cycles, 1.0, 1.0, 1.0, 0.0)
+        problem = self.problem(Goal(("quality",), (), row, 1.0))
+        most = (1 - goal) * self.baseline.cycles
+        found = Program(problem).best(_DAMAGE, {_CYCLES: most})
+        return None if found.genes is None else problem.candidate(found.genes)
+
+    def single_shot(self, goal: float, candidate: Candidate) -> Finalist:
+        """Judge a candidate with the weights that were fitted for each choice alone.
+
+        Raises:
+            OutOfTime: before it was known.
+            SiteGone: its choices do not go together.
+        """
+        moves = [m for m in candidate.decisions if m in self.singles]
+        return self._judged(
+            goal, candidate, {m: self.singles[m].fitted for m in moves}, "single-shot"
+        )
 
     def finalist(self, goal: float, candidate: Candidate) -> Finalist:
-        """Fit a candidate's choices in order, cost it with those weights, and judge it."""
+        """Fit a candidate's choices in order, cost it with those weights, and judge it.
+
+        Raises:
+            OutOfTime: before it was known.
+            SiteGone: its choices do not go together.
+        """
         weights, refused = self.recovery.in_order(candidate)
         for site_id, label in refused:
             self.rejected.setdefault((site_id, label), refused[site_id, label])
             candidate = candidate.with_choice(site_id, "keep")
-        values = values_only(weights)
-        applied = apply_candidate(
-            self.evaluator.graph, self.space, candidate, self.evaluator.passes, values
-        )
+        return self._judged(goal, candidate, weights, "multishot")
+
+    def _judged(
+        self,
+        goal: float,
+        candidate: Candidate,
+        weights: Mapping[Move, Fitted],
+        evaluation: Evaluation,
+    ) -> Finalist:
         proxy = sum(
             self.singles[m].divergence.value for m in candidate.decisions if m in self.singles
         )
+        values = self._recalled(evaluation, candidate)
+        if values is not None:
+            cost = cost_from(values["cost"], self.evaluator.cost_model.target)
+            divergence = divergence_from(values)
+        else:
+            applied = self._applied(candidate, weights)
+            cost = self._cost(applied)
+            divergence = self.held_out.divergence(applied)
+            if self.journal is not None and np.isfinite(divergence.value):
+                values = {"cost": cost_values(cost), **divergence_values(divergence)}
+                self.journal.add(evaluation, candidate, values)
+        trial = Trial(candidate, cost)
+        return Finalist(candidate, goal, trial, divergence, proxy, weights, evaluation)
+
+    def _cost(self, applied: Applied) -> Cost:
         view = static_view(applied.graph, self.evaluator.input_shapes)
-        trial = Trial(candidate, self.evaluator.cost_model.cost(view))
-        divergence = self.held_out.divergence(applied)
-        return Finalist(candidate, goal, trial, divergence, proxy, weights)
+        self.evaluator.counts[self.evaluator.cost_model.target.kind] += 1
+        return self.evaluator.cost_model.cost(view)
 
 
-def cheapest(
-    space: SearchSpace, savings: Mapping[Move, float], damage: Mapping[Move, float], goal: float
-) -> Candidate | None:
-    """Minimise the summed damage of one choice per site under a sum of savings, exactly.
+def divergence_values(divergence: Divergence) -> dict[str, Any]:
+    """As a journal keeps it."""
+    return {"rows": divergence.rows.tolist(), "agreement": divergence.agreement.tolist()}
 
-    Args:
-        space: says which sites exclude each other.
-        savings: of each move, in the unit of `goal`.
-        damage: of each move, not negative.
-        goal: at least so much is to be saved.
 
-    Returns:
-        None where all moves together do not save that much.
-    """
-    moves = sorted(savings)
-    if not moves:
-        return None
-    rows = [[savings[m] for m in moves]]
-    lower, upper = [goal], [np.inf]
-    for clique in exclusive_moves(space, moves):
-        rows.append([float(m in clique) for m in moves])
-        lower.append(0.0)
-        upper.append(1.0)
-    # The tiny price on every move keeps those out that neither save nor harm.
-    prices = np.array([damage[m] for m in moves]) + 1e-9
-    with silenced():  # the solver prints lines of its own
-        solution = milp(
-            prices,
-            constraints=LinearConstraint(np.array(rows), lower, upper),
-            integrality=np.ones(len(moves)),
-            bounds=Bounds(0, 1),
-        )
-    if solution.x is None:
-        return None
-    return Candidate.of({m[0]: m[1] for m, x in zip(moves, solution.x, strict=True) if x > 0.5})
+def divergence_from(values: Mapping[str, Any]) -> Divergence:
+    """The reverse of `divergence_values`."""
+    return Divergence(np.array(values["rows"], float), np.array(values["agreement"], float))
+
+
+def _weighed(trial: Trial) -> Trial:
+    """With a figure for weights where the target says nothing about them: they do not count."""
+    if trial.cost is None or trial.cost.weight_bytes is not None:
+        return trial
+    return replace(trial, cost=replace(trial.cost, weight_bytes=0))
+
+
+def _all_weighed(trials: Mapping[Move, Trial]) -> dict[Move, Trial]:
+    return {move: _weighed(trial) for move, trial in trials.items()}
 
 
 def exclusive_moves(space: SearchSpace, moves: Sequence[Move]) -> list[frozenset[Move]]:

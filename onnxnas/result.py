@@ -27,6 +27,21 @@ from onnxnas.version import __version__
 
 
 @dataclass(frozen=True)
+class Exported:
+    """A named candidate of the front, verified.
+
+    Attributes:
+        label: ``A`` to ``E``.
+        model: the `onnx.ModelProto`.
+        recipe: replays it.
+    """
+
+    label: str
+    model: Any
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
 class Result:
     """What came out; `to_dict()` is the JSON report.
 
@@ -42,6 +57,7 @@ class Result:
         rule_costs: what each rule cost, in their order; empty where that was not looked at.
         front: networks that could be had instead, `recipe` among them, marked as chosen.
         contributions: the result taken apart by kind of rewrite.
+        candidates: those of the front that are to be written as well.
     """
 
     model: Any
@@ -67,6 +83,7 @@ class Result:
     rule_costs: tuple[RuleCost, ...] = ()
     front: tuple[FrontPoint, ...] = ()
     contributions: tuple[Contribution, ...] = ()
+    candidates: tuple[Exported, ...] = ()
     version: str = __version__
 
     @property
@@ -110,15 +127,27 @@ class Result:
         """
         output = Path(output)
         run_dir = output.with_suffix(".run") if run_dir is None else Path(run_dir)
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"Cannot create the run folder {run_dir}: {error.strerror}."
-            ) from error
+        make_folder(run_dir)
         for name, content in report.files_of(self).items():
             write_file(run_dir / name, content)
+        folder = run_dir / "candidates"
+        for e in self.candidates:
+            make_folder(folder)
+            write_text(folder / f"{e.label}.toml", e.recipe.to_toml())
+            save_model(e.model, folder / f"{e.label}.onnx", external=self.external)
         save_model(self.model, output, external=self.external)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it.
+
+    Raises:
+        UsageError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"Cannot create the run folder {folder}: {error.strerror}.") from error
 
 
 def write_text(path: Path, text: str) -> None:

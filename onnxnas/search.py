@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from onnxnas.cost import Cost, CostModel
+from onnxnas.cost import Cost, CostModel, Target
 from onnxnas.errors import UnsupportedError
 from onnxnas.graph import static_view
+from onnxnas.journal import Journal
 from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Pass
 from onnxnas.rewriter import SiteGone
@@ -83,7 +84,8 @@ class Evaluator:
     Attributes:
         graph: the normalised original; is not changed.
         input_shapes: static shapes for costing.
-        counts: how many networks were looked at, by what was asked (a `Kind` of cost).
+        journal: what was costed in an earlier run that was cut short; takes down what is new.
+        counts: how many networks were costed, by the kind of figure.
     """
 
     graph: Any
@@ -92,6 +94,7 @@ class Evaluator:
     cost_model: CostModel
     input_shapes: Mapping[str, tuple[int, ...]]
     trials: dict[Candidate, Trial] = field(default_factory=dict)
+    journal: Journal | None = None
     counts: Counter[str] = field(default_factory=Counter)
 
     def view(self, candidate: Candidate) -> Any:
@@ -102,6 +105,10 @@ class Evaluator:
         """
         applied = apply_candidate(self.graph, self.space, candidate, self.passes)
         return static_view(applied.graph, self.input_shapes)
+
+    def recorded_as(self, candidate: Candidate) -> tuple[str, Candidate]:
+        """Under which kind and name the journal keeps the cost of a candidate."""
+        return "compiled", candidate
 
     def evaluate(
         self, candidates: Sequence[Candidate], rule_out: RuleOut | None = None
@@ -114,7 +121,7 @@ class Evaluator:
         """
         views: dict[Candidate, Any] = {}
         for candidate in candidates:
-            if candidate in self.trials or candidate in views:
+            if candidate in self.trials or candidate in views or self._recall(candidate):
                 continue
             try:
                 views[candidate] = self.view(candidate)
@@ -129,8 +136,25 @@ class Evaluator:
                     del views[candidate]
         for candidate, trial in zip(views, self._cost(views), strict=True):
             self.trials[candidate] = trial
+            self._record(trial)
         self.counts[self.cost_model.target.kind] += len(views)
         return [ruled_out.get(c) or self.trials[c] for c in candidates]
+
+    def _recall(self, candidate: Candidate) -> bool:
+        """Whether an earlier run costed a candidate; the original is always costed again."""
+        if self.journal is None or not candidate.decisions:
+            return False
+        values = self.journal.get(*self.recorded_as(candidate))
+        if values is None:
+            return False
+        cost = cost_from(values, self.cost_model.target) if "cycles" in values else None
+        self.trials[candidate] = Trial(candidate, cost, str(values.get("reason", "")))
+        return True
+
+    def _record(self, trial: Trial) -> None:
+        if self.journal is not None and trial.candidate.decisions:
+            values = {"reason": trial.reason} if trial.cost is None else cost_values(trial.cost)
+            self.journal.add(*self.recorded_as(trial.candidate), values)
 
     def _cost(self, views: Mapping[Candidate, Any]) -> list[Trial]:
         try:
@@ -142,3 +166,36 @@ class Evaluator:
                 return [Trial(candidate, None, str(error)) for candidate in views]
             return [self._cost({candidate: views[candidate]})[0] for candidate in views]
         return [Trial(candidate, cost) for candidate, cost in zip(views, costs, strict=True)]
+
+
+def cost_values(cost: Cost) -> dict[str, Any]:
+    """The totals of a cost as a journal keeps them."""
+    return {
+        "cycles": cost.cycles,
+        "macs": cost.macs,
+        "peak_bytes": dict(cost.peak_bytes),
+        "weight_bytes": cost.weight_bytes,
+        "kind": cost.kind,
+    }
+
+
+def cost_from(values: Mapping[str, Any], target: Target) -> Cost:
+    """The reverse of `cost_values`; kernels are not kept."""
+    cycles = float(values["cycles"])
+    return Cost(
+        target=target.name,
+        kind=values["kind"],
+        cycles=cycles,
+        seconds=cycles / target.clock_hz,
+        macs=int(values["macs"]),
+        peak_bytes=values["peak_bytes"],
+        weight_bytes=values["weight_bytes"],
+        kernels=(),
+    )
+
+
+def figures_of(cost: Cost, damage: float = 0.0) -> tuple[float, ...]:
+    """A row of `objectives.FIGURES`; to be better than the original is no negative damage."""
+    stored = 0 if cost.weight_bytes is None else cost.weight_bytes
+    row = cost.cycles, cost.peak_activation_bytes, stored, cost.macs, max(0.0, damage)
+    return tuple(float(figure) for figure in row)

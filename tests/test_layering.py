@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = """
 7 __init__ __main__ cli rewrite_cli refine_cli options console import_cli target_cli
-6 strategy_checks pipeline finishing choose exact_search fitting efforts outcome damage ledger wanted result testing
+6 strategy_checks pipeline finishing choose exact_search fitting efforts outcome damage ledger
+6 wanted result testing
 6 report report_page report_tables page front_picture
 5 prepare search screening greedy cost_table materialize verify evaluate quality metrics
 5 problem strategy strategies exact integer_program evolution journal study front

@@ -1,0 +1,374 @@
+"""Which combinations of choices are really tried, and how much work goes into each.
+
+    quick      a ladder from the sums, each rung judged as its choices were fitted alone
+    normal     and those near the limit fitted again in order
+    thorough   and cohorts bred from those, with sums corrected by what was found
+
+Everything that was tried is kept in the order in which it was tried, so that a search that ends
+early hands out the best so far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from scipy.optimize import nnls
+
+from onnxnas.damage import Damage, damage_of
+from onnxnas.errors import UnsupportedError
+from onnxnas.integer_program import Program
+from onnxnas.objectives import METRICS, Goal, column
+from onnxnas.outcome import Evaluated
+from onnxnas.pass_contract import OutOfTime
+from onnxnas.problem import Genes, Problem
+from onnxnas.recover import values_only
+from onnxnas.recovery_search import Finalist, RecoverySearch
+from onnxnas.rewriter import SiteGone
+from onnxnas.search import figures_of
+from onnxnas.sites import Candidate
+from onnxnas.strategies import make
+from onnxnas.study import Study
+
+EffortName = Literal["quick", "normal", "thorough"]
+EFFORTS: tuple[EffortName, ...] = ("quick", "normal", "thorough")
+
+_DAMAGE = column("quality")
+_STEP = 0.05
+"""Between two rungs of the ladder, as a share of what is left without any damage."""
+_SHORT = 0.01
+"""Sums promise a little more than there is: one rung is this much below a limit, one at it."""
+_HOPELESS = 4.0
+"""Times the limit that a rung may harm, as its choices were fitted alone, to be worth a step on."""
+_LOOKED_AT = 4000
+"""Candidates a strategy looks up in the table for one ladder."""
+_COHORTS, _COHORT = 3, 4
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One combination that was compiled whole and judged.
+
+    Attributes:
+        finalist: what is known of it.
+        evaluated: the same with the losses that limits bind on.
+    """
+
+    finalist: Finalist
+    evaluated: Evaluated
+
+    @property
+    def damage(self) -> float:
+        """What binds."""
+        return damage_of(self.evaluated.losses)
+
+
+@dataclass
+class Effort:
+    """One search for combinations.
+
+    Attributes:
+        search: with every choice judged alone.
+        damage: measures what is lost.
+        goal: of the user.
+        name: how much is done.
+        strategy: of the ladder, a name from `strategies.STRATEGIES`.
+        seed: of that strategy.
+        start: a candidate to begin with.
+        tried: in order.
+        looked_up: candidates that were only looked up.
+    """
+
+    search: RecoverySearch
+    damage: Damage
+    goal: Goal
+    name: EffortName
+    strategy: str
+    seed: int
+    start: Candidate = field(default_factory=Candidate)
+    tried: list[Tried] = field(default_factory=list)
+    looked_up: int = 0
+
+    @property
+    def axis(self) -> int:
+        """The column along which the ladder climbs."""
+        asked = [*self.goal.columns, *self.goal.ceilings]
+        return next((at for at in asked if at != _DAMAGE), 0)
+
+    @property
+    def limit(self) -> float:
+        """Of damage."""
+        return self.goal.ceilings.get(_DAMAGE, math.inf)
+
+    def run(self) -> None:
+        """Try combinations until there is nothing more to try, or the time is up."""
+        if not self.search.singles:
+            return
+        try:
+            problem = self.search.problem(self._table_goal())
+            rungs = self._ladder(problem)
+            if self.start.decisions:
+                self.refit(self._known(problem, self.start))
+            rungs = self._single_shots(rungs)
+            if self.name != "quick":
+                self._multishots(problem, rungs)
+            if self.name == "thorough":
+                self._breed(problem)
+        except OutOfTime:
+            return
+
+    def _table_goal(self) -> Goal:
+        """Both ends of the front; what is limited besides is kept to, damage is not."""
+        metric = METRICS[self.axis]
+        limits = tuple(x for x in self.goal.limits if x.metric not in (metric, "quality"))
+        return replace(self.goal, minimise=(metric, "quality"), limits=limits)
+
+    def _ladder(self, problem: Problem) -> list[Candidate]:
+        """The mildest candidate of each rung, from little to much; no candidate twice."""
+        start = self.search.start.cost
+        assert start is not None
+        first = figures_of(start)[self.axis]
+        rungs = [first * (1 - step * _STEP) for step in range(int(1 / _STEP))]
+        if (most := self.goal.ceilings.get(self.axis)) is not None:
+            rungs += [most, most * (1 - _SHORT)]
+        rungs = sorted((r for r in rungs if 0 < r < self.goal.original[self.axis]), reverse=True)
+        if self.strategy == "exact":
+            program = Program(problem)
+            found = [self._mildest(program, rung) for rung in rungs]
+        else:
+            found = self._from_front(problem, rungs)
+        return list(dict.fromkeys(c for c in found if c is not None))
+
+    def _mildest(self, program: Program, rung: float) -> Candidate | None:
+        self.looked_up += 1
+        ceilings = {**program.problem.goal.ceilings, self.axis: rung}
+        found = program.best(_DAMAGE, ceilings)
+        return None if found.genes is None else self._whole(program.problem, found.genes)
+
+    def _whole(self, problem: Problem, genes: Genes) -> Candidate | None:
+        """A combination with the exact choices beside it; None where nothing is made."""
+        candidate = problem.candidate(genes)
+        return self.search.beside(candidate) if candidate.decisions else None
+
+    def _from_front(self, problem: Problem, rungs: Sequence[float]) -> list[Candidate | None]:
+        start = self._genes(problem, [self.start]) if self.start.decisions else None
+        study = Study(problem, make(self.strategy, problem, self.seed, start))
+        front = study.run(_LOOKED_AT, self.search.deadline)
+        self.looked_up += front.evaluations
+        found: list[Candidate | None] = []
+        for rung in rungs:
+            meets = np.flatnonzero(front.figures[:, self.axis] <= rung)
+            if len(meets):
+                mildest = meets[np.argmin(front.figures[meets, _DAMAGE])]
+                found.append(self._whole(problem, front.genes[mildest]))
+        return found
+
+    def _single_shots(self, rungs: Sequence[Candidate]) -> list[Candidate]:
+        """Judge rungs until two in a row do far too much damage; returns those worth more work."""
+        kept, hopeless = [], 0
+        for rung in rungs:
+            tried = self._try(rung, self.search.single_shot)
+            if tried is None:
+                continue
+            kept.append(tried.finalist.candidate)
+            hopeless = hopeless + 1 if tried.damage > _HOPELESS * self.limit else 0
+            if hopeless == 2:
+                break
+        return kept
+
+    def _multishots(self, problem: Problem, rungs: Sequence[Candidate]) -> None:
+        """Fit those again that matter: near the limit, or all over the ladder without one."""
+        if not rungs:
+            return
+        if self.goal.columns[0] == _DAMAGE:
+            meet = [r for r in rungs if self._meets_others(self._of(r))]
+            for rung in meet[:2]:
+                self.refit(rung)
+        elif math.isinf(self.limit):
+            for at in sorted({*np.linspace(0, len(rungs) - 1, 5).round().astype(int).tolist()}):
+                self.refit(rungs[at])
+        else:
+            self._climb(problem, rungs)
+
+    def _climb(self, problem: Problem, rungs: Sequence[Candidate]) -> None:
+        """Up from the last rung that was good enough unfitted, or down to the first that is."""
+        good = [i for i, r in enumerate(rungs) if self._of(r).damage <= self.limit]
+        first = at = max(good, default=0)
+        met: dict[int, Tried] = {}
+        failures = 0
+        while at < len(rungs) and failures < 2:
+            tried = self.refit(rungs[at])
+            if tried is not None:
+                met[at] = tried
+            failures = 0 if tried is not None and tried.damage <= self.limit else failures + 1
+            at += 1
+        at = first - 1
+        while at >= 0 and not any(t.damage <= self.limit for t in met.values()):
+            if (tried := self.refit(rungs[at])) is not None:
+                met[at] = tried
+            at -= 1
+        best = max((i for i, t in met.items() if t.damage <= self.limit), default=None)
+        worse = [i for i, t in met.items() if t.damage > self.limit]
+        if best is not None and best + 1 in worse:
+            ends = [met[i].evaluated.figures[self.axis] for i in (best, best + 1)]
+            if self.strategy == "exact":
+                between = self._mildest(Program(problem), sum(ends) / 2)
+            else:
+                (between,) = self._from_front(problem, [sum(ends) / 2])[:1] or [None]
+            if between is not None:
+                self.refit(between)
+
+    def _breed(self, problem: Problem) -> None:
+        """Cohorts around the front: sums corrected by what was found, then bred by evolution."""
+        for cohort in range(_COHORTS):
+            corrected = self._corrected(problem)
+            parents = self._genes(problem, [t.finalist.candidate for t in self.tried])
+            study = Study(corrected, make("evolution", corrected, self.seed + cohort, parents))
+            front = study.run(_LOOKED_AT, self.search.deadline)
+            self.looked_up += front.evaluations
+            done = {t.finalist.candidate for t in self.tried if self._is_refit(t)}
+            order = np.argsort(np.abs(front.figures[:, _DAMAGE] - self._aim()), kind="stable")
+            asked = [self._whole(problem, front.genes[i]) for i in order]
+            fresh = [c for c in dict.fromkeys(asked) if c is not None and c not in done]
+            if not fresh:
+                return
+            for candidate in fresh[:_COHORT]:
+                self.refit(candidate)
+
+    def _aim(self) -> float:
+        """The damage that is looked for: at the limit, or what the mildest half of trials has."""
+        if math.isfinite(self.limit):
+            return self.limit
+        return float(np.median([t.damage for t in self.tried] or [0.0]))
+
+    def _corrected(self, problem: Problem) -> Problem:
+        """Damages of single choices, scaled so that their sums are what was really found.
+
+        Least squares over the trials, each scale not negative and pulled to the scale that suits
+        all choices together.
+        """
+        refits = [t for t in self.tried if self._is_refit(t)]
+        if not refits:
+            return problem
+        genes = self._genes(problem, [t.finalist.candidate for t in refits])
+        found = np.array([t.damage for t in refits]).clip(0.0)
+        by_site = [damage[genes[:, i]] for i, damage in enumerate(problem.damage)]
+        single = np.stack(by_site, axis=1)
+        total = single.sum(1)
+        if not total.any():
+            return problem
+        common = float(found @ total / (total @ total))
+        pull = 0.3 * float(np.sqrt((single**2).sum(0).max()))
+        rows = np.vstack([single, pull * np.eye(single.shape[1])])
+        aims = np.concatenate([found, np.full(single.shape[1], pull * common)])
+        scales, _ = nnls(rows, aims)
+        damage = tuple(d * s for d, s in zip(problem.damage, scales, strict=True))
+        return replace(problem, damage=tuple(np.where(np.isnan(d), np.inf, d) for d in damage))
+
+    def refit_all(self, candidates: Sequence[Candidate]) -> list[Evaluated]:
+        """Fit candidates in order that were not yet; those there was time for."""
+        found = []
+        try:
+            for candidate in candidates:
+                if (tried := self.refit(candidate)) is not None:
+                    found.append(tried.evaluated)
+        except (OutOfTime, KeyboardInterrupt):
+            pass  # they stay as they were judged before
+        return found
+
+    def report(self, chosen: Tried | None, max_drop: float | None) -> dict[str, Any]:
+        """The figures of everything that was tried, plain JSON values."""
+        rows = self.search.recovery.rows
+        return {
+            "bound": {"on": self.damage.binds, "max_drop": max_drop},
+            "measure": self.damage.measure,
+            "rows_fitted_on": rows.roles.count("fit"),
+            "rows_tuned_by": rows.roles.count("tune"),
+            "rows_held_out": sum(rows.held_out),
+            "finalists": [
+                {
+                    "cycles": f.trial.cycles,
+                    "saving": f.goal,
+                    "divergence": f.divergence.value,
+                    "divergence_standard_error": f.divergence.error,
+                    "agreement": f.divergence.agrees,
+                    "agreement_standard_error": f.divergence.agreement_error,
+                    "drop": t.damage,
+                    "sum_of_single_divergences": f.proxy,
+                    "evaluation": f.evaluation,
+                    "chosen": t is chosen,
+                    "candidate": str(f.candidate),
+                }
+                for t in sorted(self.tried, key=lambda t: -t.finalist.trial.cycles)
+                for f in [t.finalist]
+            ],
+        }
+
+    def refit(self, candidate: Candidate) -> Tried | None:
+        """Fit a candidate's choices in order and judge it; at most once.
+
+        Raises:
+            OutOfTime: before it was known.
+        """
+        for tried in self.tried:
+            if tried.finalist.candidate == candidate and self._is_refit(tried):
+                return tried
+        return self._try(candidate, self.search.finalist)
+
+    def _try(
+        self, candidate: Candidate, judge: Callable[[float, Candidate], Finalist]
+    ) -> Tried | None:
+        """Judge a candidate; without its exact choices where they do not go with the others."""
+        try:
+            finalist = judge(0.0, candidate)
+        except (SiteGone, UnsupportedError):
+            bare = Candidate.of({m[0]: m[1] for m in candidate.decisions if m in self._singles})
+            if bare == candidate:
+                return None
+            return self._try(bare, judge)
+        cost = finalist.trial.cost
+        if not finalist.candidate.decisions or cost is None:
+            return None
+        finalist = replace(finalist, goal=1 - cost.cycles / self.search.baseline.cycles)
+        weights = values_only(finalist.weights)
+        losses = self.damage.losses(
+            finalist.candidate, weights, finalist.divergence, finalist.evaluation
+        )
+        evaluated = Evaluated(finalist.candidate, cost, losses, finalist.evaluation, weights)
+        self.tried.append(Tried(finalist, evaluated))
+        return self.tried[-1]
+
+    @property
+    def _singles(self) -> set[tuple[str, str]]:
+        return set(self.search.singles)
+
+    def _of(self, candidate: Candidate) -> Tried:
+        return next(t for t in reversed(self.tried) if t.finalist.candidate == candidate)
+
+    def _is_refit(self, tried: Tried) -> bool:
+        return tried.finalist.evaluation == "multishot"
+
+    def _meets_others(self, tried: Tried) -> bool:
+        """Whether all limits but that of damage are met."""
+        row = np.array([tried.evaluated.figures])
+        row[:, _DAMAGE] = 0.0
+        return bool(self.goal.feasible(row)[0])
+
+    def _known(self, problem: Problem, candidate: Candidate) -> Candidate:
+        """What of a candidate the table knows of, and the exact choices beside it."""
+        moves = {(s.id, c.label) for s in problem.table.sites for c in s.choices}
+        known = Candidate.of({m[0]: m[1] for m in candidate.decisions if m in moves})
+        return self.search.beside(known)
+
+    def _genes(self, problem: Problem, candidates: Sequence[Candidate]) -> Genes:
+        rows = np.zeros((len(candidates), len(problem.table.sites)), np.intp)
+        for row, candidate in zip(rows, candidates, strict=True):
+            chosen = dict(candidate.decisions)
+            for i, site in enumerate(problem.table.sites):
+                labels = [c.label for c in site.choices]
+                if chosen.get(site.id) in labels:
+                    row[i] = 1 + labels.index(chosen[site.id])
+        return rows
