@@ -1,11 +1,19 @@
-"""Latency against top-1 of MobileNetV2, weights fitted on unlabelled pictures.
+"""Latency against accuracy of real networks, weights fitted on unlabelled pictures.
 
-    python benchmarks/recovery.py --target ethos-u85-2048 --json curve.json
+    python benchmarks/recovery.py --network mobilenetv2 --target ethos-u85-2048 --json curve.json
 
 Needs the evaluation set beside the repository (``../shared/evalset``; research terms, so it is
-not part of it). Every other picture is for fitting, unlabelled; the rest is for scoring, never
-looked at before: as it is, mirrored, and reduced to 112 x 112 and enlarged again. Latency is a
-compile of the whole network with its fitted weights (Arm's estimate, not silicon).
+not part of it). Latency is a compile of the whole network with its fitted weights (Arm's estimate,
+not silicon). Networks:
+
+    mobilenetv2   fitted on every other ImageNet picture; top-1 on the rest, as they are, mirrored,
+                  and reduced to 112 x 112 and enlarged again. The pictures are one per class, so
+                  those scored are of other classes than those fitted on.
+    yolo          yolo-fastest, fitted on ImageNet pictures; AP50 of persons on 50 of COCO.
+    deeplab       deeplab v3, fitted on ImageNet pictures; IoU of cars on 101 of CamVid.
+
+With --distill every point is also trained end to end (needs PyTorch). Each point is quantised to
+int8 as the original is, and both are scored.
 """
 
 from __future__ import annotations
@@ -17,71 +25,131 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
-from onnxnas.calibration import load_calibration
-from onnxnas.choose import recovery_search
+from onnxnas.calibration import Calibration, load_calibration
+from onnxnas.distill import distill
+from onnxnas.errors import InfeasibleError
+from onnxnas.fitting import recovery_search
 from onnxnas.graph import contract, to_model
+from onnxnas.int8 import MOST_ROWS, quantise
 from onnxnas.materialize import apply_candidate
 from onnxnas.prepare import prepare
 from onnxnas.recover import values_only
 from onnxnas.runtime import Session
 
 EVALSET = Path(__file__).resolve().parents[2] / "shared" / "evalset"
-GOALS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+GOALS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 Floats = NDArray[np.float32]
+Scores = dict[str, dict[str, float]]
+"""Reading -> its figures; ``metric`` in percent is always one."""
 
 
-def pictures() -> tuple[Floats, NDArray[np.int64]]:
-    """All pictures as the network takes them [500, 3, 224, 224], and their labels."""
+@dataclass(frozen=True)
+class Case:
+    """A network, what it is fitted on and how it is scored.
+
+    Attributes:
+        rows: unlabelled inputs.
+        score: figures of a model beside those of the original, None for the original itself.
+    """
+
+    model: Path
+    rows: Floats
+    score: Callable[[onnx.ModelProto, Any], tuple[Any, Scores]]
+
+
+def evaluation() -> Any:
+    """The evaluation set's own script."""
     spec = importlib.util.spec_from_file_location("evaluate", EVALSET / "evaluate.py")
     assert spec is not None
     assert spec.loader is not None
-    evaluate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(evaluate)
-    archive = evaluate.PREPROCESS["imagenet"][0]
-    labels = [int(name[:4]) for name, _ in evaluate._images(archive)]
-    return evaluate.calibration("imagenet", len(labels)), np.array(labels)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def hard(rows: Floats) -> Floats:
+def mobilenetv2(script: Any) -> Case:
+    archive = script.PREPROCESS["imagenet"][0]
+    labels = np.array([int(name[:4]) for name, _ in script._images(archive)])
+    rows = script.calibration("imagenet", len(labels))
+    scored = rows[1::2].copy()
+    views = {
+        "as they are": scored,
+        "mirrored": scored[..., ::-1].copy(),
+        "hard": np.stack([_hard(r) for r in scored]),
+    }
+
+    def score(model: onnx.ModelProto, base: Any) -> tuple[Any, Scores]:
+        logits = {name: _logits(model, view) for name, view in views.items()}
+        known = base or logits
+        return logits, {n: paired(known[n], logits[n], labels[1::2]) for n in views}
+
+    return Case(EVALSET / "models" / "mobilenetv2_224.onnx", rows[0::2].copy(), score)
+
+
+def on_other_pictures(script: Any, model: str, task: str, count: int) -> Case:
+    """Fitted on ImageNet pictures with the task's preprocessing, scored by the task's script."""
+    _, _, size, mean, scale = script.PREPROCESS[task]
+    pictures = [im for _, im in script._images(script.PREPROCESS["imagenet"][0])]
+    picked = pictures[:: len(pictures) // count][:count]
+    rows = np.concatenate([script._nchw(im, size, mean, scale) for im in picked])
+
+    def score(changed: onnx.ModelProto, base: Any) -> tuple[Any, Scores]:
+        with tempfile.TemporaryDirectory() as folder:
+            onnx.save(changed, Path(folder) / "model.onnx")
+            metric = float(getattr(script, task)(Path(folder) / "model.onnx"))
+        before = metric if base is None else base
+        return metric, {"as they are": {"metric": metric, "drop": before - metric}}
+
+    return Case(EVALSET / "models" / model, rows, score)
+
+
+CASES: Mapping[str, Callable[[Any], Case]] = {
+    "mobilenetv2": mobilenetv2,
+    "yolo": lambda s: on_other_pictures(s, "yolo_fastest_1.1_320.onnx", "coco", 250),
+    "deeplab": lambda s: on_other_pictures(s, "deeplabv3_mnv2_dm05_513.onnx", "camvid", 100),
+}
+
+
+def _hard(row: Floats) -> Floats:
     """Reduced to 112 x 112 and enlarged again."""
-    results = []
-    for row in rows:
-        pixels = np.clip(row.transpose(1, 2, 0) * 128 + 128, 0, 255).round().astype(np.uint8)
-        small = Image.fromarray(pixels).resize((112, 112), Image.Resampling.BILINEAR)
-        large = np.asarray(small.resize((224, 224), Image.Resampling.BILINEAR), np.float32)
-        results.append((large.transpose(2, 0, 1) - 128) / 128)
-    return np.stack(results)
+    pixels = np.clip(row.transpose(1, 2, 0) * 128 + 128, 0, 255).round().astype(np.uint8)
+    small = Image.fromarray(pixels).resize((112, 112), Image.Resampling.BILINEAR)
+    large = np.asarray(small.resize((224, 224), Image.Resampling.BILINEAR), np.float32)
+    return ((large.transpose(2, 0, 1) - 128) / 128).astype(np.float32)
 
 
-def logits(model: Any, rows: Floats) -> NDArray[np.float64]:
+def _logits(model: Any, rows: Floats) -> NDArray[np.float64]:
     session = Session(model, optimised=True)
     (name,) = [port.name for port in contract(model)[0]]
     runs = (next(iter(session.run({name: row[None]}).values())) for row in rows)
     return np.array([run.ravel() for run in runs], np.float64)
 
 
-def log_softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _log_softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = values - values.max(1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     return result
 
 
-def score(
+def paired(
     before: NDArray[np.float64], after: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> dict[str, float]:
     """Top-1 and what was lost, paired, in points; agreement; divergence."""
     right = (after.argmax(1) == labels).astype(float)
     lost = (before.argmax(1) == labels) - right
-    a, b = log_softmax(before), log_softmax(after)
+    a, b = _log_softmax(before), _log_softmax(after)
     return {
-        "top1": 100 * right.mean(),
+        "metric": 100 * right.mean(),
         "drop": 100 * lost.mean(),
         "drop_standard_error": 100 * lost.std(ddof=1) / len(lost) ** 0.5,
         "agreement": 100 * float((before.argmax(1) == after.argmax(1)).mean()),
@@ -89,13 +157,23 @@ def score(
     }
 
 
+def _said(name: str, scores: Scores) -> str:
+    parts = []
+    for view, s in scores.items():
+        error = f" +- {s['drop_standard_error']:.1f}" if "drop_standard_error" in s else ""
+        parts.append(f"{view} {s['metric']:.1f} ({-s['drop']:+.1f}{error})")
+    return f"{name}: " + "  ".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--network", choices=CASES, default="mobilenetv2")
     parser.add_argument("--target", default="ethos-u55-128")
     parser.add_argument("--goals", type=float, nargs="+", default=GOALS)
     parser.add_argument("--library", type=Path, help="keeps what was fitted; default: nowhere")
+    parser.add_argument("--distill", type=int, default=0, metavar="STEPS")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     start = time.monotonic()
@@ -103,73 +181,107 @@ def main() -> None:
     def said(what: str, done: int, total: int) -> None:
         print(f"{time.monotonic() - start:6.0f} s  {what} {done}/{total}", file=sys.stderr)
 
-    rows, labels = pictures()
-    model = EVALSET / "models" / "mobilenetv2_224.onnx"
-    prepared = prepare(model, args.target)
+    case = CASES[args.network](evaluation())
+    prepared = prepare(case.model, args.target)
     with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / "rows.npy", rows[0::2])
+        np.save(Path(folder) / "rows.npy", case.rows)
         calibration = load_calibration(Path(folder) / "rows.npy", contract(prepared.source)[0])
-        search = recovery_search(prepared, calibration, args.library, 0, said)
-        search.judge_alone()
-        alone_s = time.monotonic() - start
-        views = {"standard": rows[1::2], "mirrored": rows[1::2, :, :, ::-1].copy()}
-        views["hard"] = hard(rows[1::2])
-        base = {name: logits(prepared.source, view) for name, view in views.items()}
-        points = []
-        for goal in args.goals:
-            begin = time.monotonic()
-            candidate = search.solve(goal)
-            if candidate is None:
-                print(f"no choices save {goal:.0%}")
-                break
-            found = search.finalist(goal, candidate)
-            fitted_s = time.monotonic() - begin
-            applied = apply_candidate(
-                prepared.graph,
-                prepared.space,
-                found.candidate,
-                prepared.passes,
-                values_only(found.weights),
-            )
-            result = to_model(applied.graph, prepared.normalised, applied.provenance)
-            scores = {
-                name: score(base[name], logits(result, view), labels[1::2])
-                for name, view in views.items()
-            }
-            saving = 1 - found.trial.cycles / search.baseline.cycles
-            points.append(
-                {
-                    "goal": goal,
-                    "saving": saving,
-                    "cycles": found.trial.cycles,
-                    "seconds": fitted_s,
-                    "held_out_divergence": found.divergence.value,
-                    "held_out_agreement": found.divergence.agrees,
-                    "sum_of_single_divergences": found.proxy,
-                    "scores": scores,
-                    "candidate": str(found.candidate),
-                }
-            )
-            text = "  ".join(
-                f"{n} {s['top1']:.1f} ({-s['drop']:+.1f} +- {s['drop_standard_error']:.1f})"
-                for n, s in scores.items()
-            )
-            divergence = scores["standard"]["divergence"]
-            print(f"{-saving:+.1%}  {text}  KL {divergence:.3f}  {fitted_s:.0f} s", flush=True)
-    report = {
+        report = curve(case, prepared, calibration, args, start, said)
+    print({k: v for k, v in report.items() if k not in ("points", "original")})
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def curve(
+    case: Case,
+    prepared: Any,
+    calibration: Calibration,
+    args: argparse.Namespace,
+    start: float,
+    said: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """One point per goal."""
+    search = recovery_search(prepared, calibration, args.library, 0, said)
+    ranges = list(search.recovery.rows.fitted(MOST_ROWS))
+    begin, cpu = time.monotonic(), time.process_time()
+    search.judge_alone()
+    alone = {
+        "seconds_fitting_and_judging_alone": time.monotonic() - begin,
+        "cpu_seconds_fitting_and_judging_alone": time.process_time() - cpu,
+    }
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    base, original = case.score(prepared.source, None)
+    base_int8, original_int8 = case.score(quantise(prepared.normalised, ranges), base)
+    print(_said("original, int8", original_int8))
+    points: list[dict[str, Any]] = []
+    for goal in args.goals:
+        begin, cpu = time.monotonic(), time.process_time()
+        candidate = search.solve(goal)
+        if candidate is None:
+            print(f"no choices save {goal:.0%}")
+            break
+        found = search.finalist(goal, candidate)
+        seconds, cpu = time.monotonic() - begin, time.process_time() - cpu
+        applied = apply_candidate(
+            prepared.graph,
+            prepared.space,
+            found.candidate,
+            prepared.passes,
+            values_only(found.weights),
+        )
+        result = to_model(applied.graph, prepared.normalised, applied.provenance)
+        saving = 1 - found.trial.cycles / search.baseline.cycles
+        print(f"{-saving:+.1%}  {seconds:.0f} s")
+        point = {
+            "goal": goal,
+            "saving": saving,
+            "cycles": found.trial.cycles,
+            "seconds": seconds,
+            "cpu_seconds": cpu,
+            "held_out_divergence": found.divergence.value,
+            "held_out_agreement": found.divergence.agrees,
+            "sum_of_single_divergences": found.proxy,
+            "float": case.score(result, base)[1],
+            "int8": case.score(quantise(result, ranges), base_int8)[1],
+            "candidate": str(found.candidate),
+        }
+        print(_said("  float", point["float"]))
+        print(_said("  int8, beside the original in int8", point["int8"]), flush=True)
+        if args.distill:
+            point["distilled"] = _distilled(case, prepared, result, calibration, base, args.distill)
+        points.append(point)
+    return {
+        "network": args.network,
         "target": args.target,
+        "rows_fitted_on": search.recovery.rows.roles.count("fit"),
         "original_cycles": search.baseline.cycles,
-        "original_top1": {
-            n: 100 * float((base[n].argmax(1) == labels[1::2]).mean()) for n in views
-        },
-        "seconds_until_every_choice_was_judged": alone_s,
+        "original": original,
+        "original_int8": original_int8,
+        **alone,
         "seconds": time.monotonic() - start,
+        "peak_memory_mib_of_fitting_alone": memory,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "points": points,
     }
-    print({k: v for k, v in report.items() if k != "points"})
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1))
+
+
+def _distilled(
+    case: Case,
+    prepared: Any,
+    result: onnx.ModelProto,
+    calibration: Calibration,
+    base: Any,
+    steps: int,
+) -> dict[str, Any]:
+    begin = time.monotonic()
+    try:
+        found = distill(prepared.normalised, result, calibration, steps=steps)
+    except InfeasibleError as reason:
+        print(f"  {reason}", flush=True)
+        return {"gained": False, "seconds": time.monotonic() - begin}
+    scores = case.score(found.model, base)[1]
+    print(_said("  distilled", scores), flush=True)
+    return {"gained": True, "seconds": time.monotonic() - begin, "steps": found.steps, **scores}
 
 
 if __name__ == "__main__":

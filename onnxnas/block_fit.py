@@ -140,6 +140,7 @@ def train_block(
     fit, tune = windows_of(samples.fit, block), windows_of(samples.tune, block)
     refit_last(student, fit, tune)
     error = train(student, fit, tune, steps=steps, rate=_LEARNING_RATE, seed=seed, tick=tick)
+    refit_last(student, fit, tune, whole=True)
     w = [np.ascontiguousarray(v) for v in student.weights]
     return {
         KEPT: kept,

@@ -23,7 +23,7 @@ from onnxnas.least_squares import Floats, Moments, best_ridge, removal_order
 from onnxnas.ops import conv, is_constant, producer, sole_consumer
 from onnxnas.pass_contract import Fitted, NotRecoverable, Tick, no_tick
 from onnxnas.rewriter import Rewriter, SiteGone
-from onnxnas.samples import Samples, Sampling, Window
+from onnxnas.samples import Part, Samples, Sampling, Window
 from onnxnas.squeeze_excite import is_pool
 
 KEPT = "kept"
@@ -167,16 +167,16 @@ def fit_widths(
         readers, relative to the variance of what each is fitted to).
     """
     tensors, left = graph.tensors(), iter(data)
-    fits: list[tuple[Reader, Moments, Moments, Floats]] = []
+    fits: list[tuple[Reader, Moments, Moments, Moments, Floats]] = []
     for reader in found:
         samples = [next(left) for _ in reader.samplings]
-        moments = together(samples)
+        moments, tune = together([s.fit for s in samples]), together([s.tune for s in samples])
         prior = reader_weights(tensors[reader.output].inputs[0])[0].astype(np.float64)
-        fits.append((reader, moments, samples[0].tune.moments, prior))
+        fits.append((reader, moments, samples[0].tune.moments, moments.plus(tune), prior))
     every = np.arange(len(found[0].features))
     order: list[int] = []
     if start is None:
-        order = removal_order([(m, r.features, w) for r, m, _, w in fits], min(widths), tick=tick)
+        order = removal_order([(m, r.features, w) for r, *_, m, w in fits], min(widths), tick=tick)
     results = []
     for k, width in enumerate(widths):
         if start is None:
@@ -186,7 +186,7 @@ def fit_widths(
         gone = np.setdiff1d(every, kept)
         values: dict[str, NDArray[Any]] = {KEPT: kept}
         errors = []
-        for reader, moments, tune, prior in fits:
+        for reader, moments, tune, whole, prior in fits:
             dropped = reader.features[gone].reshape(-1)
             features = np.setdiff1d(np.arange(len(prior)), dropped)
             node = tensors[reader.output].inputs[0]
@@ -194,7 +194,7 @@ def fit_widths(
             if start is not None:
                 pull[features] = _as_features(node, start[k].values[f"{reader.output}:1"])
             tick()
-            linear, error = best_ridge(moments, tune, features, pull)
+            linear, error = best_ridge(moments, tune, features, pull, whole)
             errors.append(error)
             values[f"{reader.output}:1"] = _as_weight(node, linear.weight[features])
             values[f"{reader.output}:2"] = linear.bias.astype(np.float32)
@@ -202,12 +202,12 @@ def fit_widths(
     return results
 
 
-def together(samples: Sequence[Samples]) -> Moments:
+def together(parts: Sequence[Part]) -> Moments:
     """What one reader is fitted on: all its samplings, each counting as much as the first."""
-    moments = samples[0].fit.moments
-    for more in samples[1:]:
-        weight = moments.count / max(1, more.fit.moments.count)
-        moments = moments.plus(more.fit.moments, weight)
+    moments = parts[0].moments
+    for more in parts[1:]:
+        weight = moments.count / max(1, more.moments.count)
+        moments = moments.plus(more.moments, weight)
     return moments
 
 

@@ -30,7 +30,7 @@ from onnxnas.torch_network import TorchNetwork
 
 STEPS = 300
 _ROWS_AT_ONCE = 8
-_RATE = 3e-4
+_RATE = 3e-5
 """Step size, relative to the size of the weights of an output channel."""
 _WARM_UP = 20
 _TRY_EVERY = 20

@@ -169,8 +169,15 @@ class Windows:
     y: Floats
 
 
-def refit_last(block: Block | FusedBlock, fit: Windows, tune: Windows) -> None:
-    """Fit the last layer of a block by ridge regression pulled to what it is, in place."""
+def refit_last(
+    block: Block | FusedBlock, fit: Windows, tune: Windows, *, whole: bool = False
+) -> None:
+    """Fit the last layer of a block by ridge regression pulled to what it is, in place.
+
+    Args:
+        whole: when it is settled how hard, the samples to tune by are fitted on too; for the end,
+            when nothing is left to be tuned.
+    """
     sums = []
     for windows in (fit, tune):
         moments = Moments.empty(len(block.weights[-2]), windows.y.shape[1])
@@ -179,7 +186,8 @@ def refit_last(block: Block | FusedBlock, fit: Windows, tune: Windows) -> None:
             moments.add(block.hidden(windows.x[part], windows.inside[part]), windows.y[part])
         sums.append(moments)
     prior = block.weights[-2].astype(np.float64)
-    best, _ = best_ridge(sums[0], sums[1], np.arange(len(prior)), prior)
+    both = sums[0].plus(sums[1]) if whole else None
+    best, _ = best_ridge(sums[0], sums[1], np.arange(len(prior)), prior, both)
     block.weights[-2:] = [best.weight.astype(np.float32), best.bias.astype(np.float32)]
 
 

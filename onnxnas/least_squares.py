@@ -138,20 +138,29 @@ def ridge(
 
 
 def best_ridge(
-    moments: Moments, tune: Moments, features: Indices, prior: Floats
+    moments: Moments,
+    tune: Moments,
+    features: Indices,
+    prior: Floats,
+    whole: Moments | None = None,
 ) -> tuple[Linear, float]:
     """A ridge fit, pulled to the old weights as hard as does best on samples it was not made on.
 
     Where samples are many for the features, hardly any pull is best; the layer behind a pooling
     has one sample per row, and would learn the rows by heart.
 
+    Args:
+        whole: what the fit is made on once it is settled how hard; None means `moments`.
+
     Returns:
-        The fit, and its error on the samples to tune by.
+        The fit, and the error on the samples to tune by before any of those were fitted on.
     """
     fits = [ridge(moments, kept=features, prior=prior, strength=s) for s in STRENGTHS]
     errors = [linear.error(tune) for linear in fits]
     best = int(np.argmin(np.nan_to_num(errors, nan=np.inf)))
-    return fits[best], errors[best]
+    if whole is None:
+        return fits[best], errors[best]
+    return ridge(whole, kept=features, prior=prior, strength=STRENGTHS[best]), errors[best]
 
 
 def removal_order(

@@ -113,7 +113,7 @@ class FactorizeConv(Pass):
         tick: Tick = no_tick,
     ) -> Sequence[Fitted]:
         check_samples(data)
-        moments, tune = together(data), data[0].tune.moments
+        moments, tune = together([s.fit for s in data]), data[0].tune.moments
         node = graph.tensors()[site.tensor].inputs[0]
         prior = reader_weights(node)[0].astype(np.float64)
         every = np.arange(len(prior))

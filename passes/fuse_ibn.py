@@ -160,6 +160,7 @@ class FuseIbn(Pass):
                 student = FusedBlock([*first, *last], between)
                 refit_last(student, fit, tune)
                 error = train_(student, fit, tune)
+                refit_last(student, fit, tune, whole=True)
                 first, last = student.weights[:2], student.weights[2:]
                 values |= {f"{own}1": last[0].T[:, :, None, None], f"{own}2": last[1]}
             else:
