@@ -74,10 +74,8 @@ def applied_lines(result: Result) -> list[str]:
 
 def front_points(result: Result) -> tuple[FrontPoint, ...]:
     """The front of a result with the unchanged model before it; empty where there is no front."""
-    if not result.front:
-        return ()
-    first = FrontPoint.unchanged(result.original.cost)
-    return (first, *(p for p in result.front if p.label != "original"))
+    others = [p for p in result.front if p.label != "original"]
+    return (FrontPoint.unchanged(result.original.cost), *others) if others else ()
 
 
 def front_rows(points: Sequence[FrontPoint]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -129,7 +127,8 @@ def rule_lines(result: Result) -> list[str]:
     """One line for each rule that did something; the others are warnings already."""
     warned = {f"`{n.rule}`" for n in result.ruled.notes if n.warning} if result.ruled else set()
     return [
-        f"{rule.strip('`')}: {out} choices out, {forced} forced; estimated cost: {cost}"
+        f"{rule.strip('`')}: {out} choice{'s' * (out != '1')} out, {forced} forced; "
+        f"estimated cost: {cost}"
         for rule, _, out, forced, cost in rule_rows(result)
         if rule not in warned
     ]

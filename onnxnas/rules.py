@@ -196,7 +196,7 @@ class _Application:
     def _nothing(self, rule: Rule, sites: Sequence[Site], placed: Sequence[Site]) -> str:
         """Why a rule speaks of nothing."""
         if not sites:
-            return f"{rule.passes} has no site in this model"
+            return f"there is no site of {rule.passes} here"
         also = "; all of it is ruled out" if rule.verb == "only" else ""
         if placed:
             labels = sorted({c.label for s in placed for c in s.choices})

@@ -140,7 +140,7 @@ def test_a_rule_that_matches_nothing_is_a_warning(text: str, says: str) -> None:
 
 def test_a_pass_without_sites_is_a_warning() -> None:
     (warning,) = ruled('widen = "never"', SearchSpace(SPACE.sites[:2])).warnings
-    assert "widen has no site in this model" in warning
+    assert "there is no site of widen here" in warning
 
 
 @pytest.mark.parametrize(
