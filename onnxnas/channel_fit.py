@@ -196,7 +196,7 @@ def fit_widths(
             tick()
             linear, error = best_ridge(moments, tune, features, pull, whole)
             errors.append(error)
-            values[f"{reader.output}:1"] = _as_weight(node, linear.weight[features])
+            values[f"{reader.output}:1"] = layer_weight(node, linear.weight[features])
             values[f"{reader.output}:2"] = linear.bias.astype(np.float32)
         results.append((values, float(np.mean(errors))))
     return results
@@ -220,7 +220,7 @@ def _as_features(node: Any, weight: NDArray[Any]) -> Floats:
     return weight.astype(np.float64)
 
 
-def _as_weight(node: Any, features: Floats) -> NDArray[np.float32]:
+def layer_weight(node: Any, features: Floats) -> NDArray[np.float32]:
     """Weights [features, outputs] in the layout of a conv or gemm."""
     weight = features.astype(np.float32)
     if node.op == "Conv":
@@ -245,6 +245,15 @@ def resize(rw: Rewriter, name: str, size: int, width: int, read_by: Sequence[str
     if group is None or group.size != size or group.pins:
         raise SiteGone(f"the channels of {name!r} are not what they were")
     resize_group(rw, group, rw.fitted.get(KEPT, np.arange(width)).tolist())
+    install(rw, read_by)
+
+
+def install(rw: Rewriter, read_by: Sequence[str]) -> None:
+    """Give layers the weights that the rewriter has for them, and readers a bias in any case.
+
+    Raises:
+        SiteGone: a layer is not what it was when its weights were fitted.
+    """
     for output in read_by:
         node = rw.node(output)
         if given(node, 2) is None:  # fitted or not, the structure is the same

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -154,3 +154,29 @@ class Pass(ABC):
             OutOfTime: from `tick`.
         """
         raise NotRecoverable(f"{self.name} fits no weights")
+
+    def rounds(
+        self, graph: Any, site: Site, start: Fitted, tick: Tick = no_tick
+    ) -> Generator[tuple[Fitted, Sequence[Sampling]], Sequence[Samples], Fitted] | None:
+        """Fit one choice of many layers in order, each on what those before it really give.
+
+        Instead of `recover` behind the sites that were fitted before; None where that is to do.
+
+        Args:
+            graph: the original.
+            site: one of this pass.
+            start: what was found for the choice when it was fitted alone.
+            tick: as for `recover`.
+
+        Yields:
+            What is to be in the network, and the samplings to read there; samples of those are
+            sent back. The targets are among those of `samplings`.
+
+        Returns:
+            What was found.
+
+        Raises:
+            NotRecoverable: the samples do not allow a fit.
+            OutOfTime: from `tick`.
+        """
+        return None

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,19 +170,28 @@ class Recovery:
             self.progress("fitting the choices in order", done, len(recovered))
             after = before.with_choice(site.id, choice.label)
             context = str(before)
+            if self.passes[site.pass_name].rounds(self.graph, site, alone[site.id, choice.label]):
+                context += " in rounds"
             kept = self.library.get(self._key(site, choice, context))
             if kept is not None:
                 found[site.id, choice.label] = kept
             else:
                 if targets is None:
                     targets = self._targets([s for s, _ in recovered[done:]])
+                start = alone[site.id, choice.label]
+                rounds = self.passes[site.pass_name].rounds(self.graph, site, start, self.tick)
+                weights = values_only(found)
                 try:
-                    data = self._behind(site, before, values_only(found), targets)
-                except SiteGone as reason:
+                    if rounds is not None:
+                        move = (site.id, choice.label)
+                        fitted = self._in_rounds(rounds, after, move, weights, targets)
+                        self._take(site, choice, fitted, context, found, refused)
+                    else:
+                        data = self._behind(self._samplings(site), before, weights, targets)
+                        self._fit(site, [choice], data, context, found, refused, [start])
+                except (SiteGone, NotRecoverable) as reason:
                     refused[site.id, choice.label] = str(reason)
                     continue
-                start = [alone[site.id, choice.label]]
-                self._fit(site, [choice], data, context, found, refused, start)
             if (site.id, choice.label) in found:
                 gone = self._gone(after, found)
                 if gone:
@@ -215,10 +224,20 @@ class Recovery:
         rows = self.rows.run(self.graph, {s.target for s in samplings}, self.tick)
         return read_targets(samplings, rows, self.rows.reads, self.seed)
 
+    def _in_rounds(
+        self, rounds: Any, candidate: Candidate, move: Move, weights: Weights, targets: Targets
+    ) -> Fitted:
+        fitted, asked = next(rounds)
+        while True:
+            now = {**weights, move: fitted.values}
+            try:
+                fitted, asked = rounds.send(self._behind(asked, candidate, now, targets))
+            except StopIteration as done:
+                return cast(Fitted, done.value)
+
     def _behind(
-        self, site: Site, before: Candidate, weights: Weights, targets: Targets
+        self, samplings: Sequence[Sampling], before: Candidate, weights: Weights, targets: Targets
     ) -> list[Samples]:
-        samplings = self._samplings(site)
         student = apply_candidate(self.graph, self.space, before, self.passes, weights).graph
         needed = {t for s in samplings for t in s.student_tensors}
         missing = sorted(needed - student.tensors().keys())
@@ -244,18 +263,29 @@ class Recovery:
             refused.update(((site.id, choice.label), str(reason)) for choice in choices)
             return
         for choice, fitted in zip(choices, fits, strict=True):
-            finite = np.isfinite(fitted.error) and all(
-                np.isfinite(v).all() for v in fitted.values.values()
+            self._take(site, choice, fitted, context, found, refused)
+
+    def _take(
+        self,
+        site: Site,
+        choice: Choice,
+        fitted: Fitted,
+        context: str,
+        found: dict[Move, Fitted],
+        refused: dict[Move, str],
+    ) -> None:
+        finite = np.isfinite(fitted.error) and all(
+            np.isfinite(v).all() for v in fitted.values.values()
+        )
+        if not finite:
+            refused[site.id, choice.label] = "the fit did not converge to finite weights"
+        elif fitted.error >= 1.0:
+            refused[site.id, choice.label] = (
+                f"it explains nothing of rows it was not fitted on (error {fitted.error:.2f})"
             )
-            if not finite:
-                refused[site.id, choice.label] = "the fit did not converge to finite weights"
-            elif fitted.error >= 1.0:
-                refused[site.id, choice.label] = (
-                    f"it explains nothing of rows it was not fitted on (error {fitted.error:.2f})"
-                )
-            else:
-                found[site.id, choice.label] = fitted
-                self.library.put(self._key(site, choice, context), fitted)
+        else:
+            found[site.id, choice.label] = fitted
+            self.library.put(self._key(site, choice, context), fitted)
 
     def _samplings(self, site: Site) -> Sequence[Sampling]:
         return self.passes[site.pass_name].samplings(self.graph, site)

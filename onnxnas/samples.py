@@ -81,6 +81,7 @@ class Sampling:
             is what it reads: where a mean over positions lies between, each position says more.
         patches: keep the samples themselves, which gradient steps need, not only their moments.
         most: samples in all rows together.
+        only: outputs that are fitted, in a network that has no others; None means all.
     """
 
     inputs: tuple[Window, ...]
@@ -89,10 +90,14 @@ class Sampling:
     through: tuple[NDArray[Any], NDArray[Any]] | None = field(default=None, compare=False)
     patches: bool = False
     most: int = 24_000
+    only: NDArray[np.int64] | None = field(default=None, compare=False)
 
-    def key(self, row: int) -> tuple[str, bool, int]:
+    def key(self, row: int) -> tuple[str, int, int]:
         """What the targets of one row are kept under; samplings that differ in `most` clash."""
-        return self.target, self.through is not None, row
+        if self.through is None:
+            return self.target, 0, row
+        weight, bias = self.through  # several layers may read one mean
+        return self.target, zlib.crc32(weight[:, 0].tobytes() + bias.tobytes()) | 1, row
 
     def size_bytes(self, shape: Callable[[str], Sequence[Any]]) -> int:
         """Roughly what the samples take in memory.
@@ -203,7 +208,7 @@ class _Pending:
 Rows = Iterable[tuple[int, Role, Tensors]]
 """Index of the row (or batch), what it is for (never to judge), and the tensors read there."""
 
-Targets = Mapping[tuple[str, bool, int], tuple[Positions, NDArray[Any]]]
+Targets = Mapping[tuple[str, int, int], tuple[Positions, NDArray[Any]]]
 """`Sampling.key` -> where the original is read, and its values there [n, q]."""
 
 
@@ -212,7 +217,7 @@ def read_targets(samplings: Sequence[Sampling], rows: Rows, count: int, seed: in
 
     They are small, and serve every network that is fitted to the original.
     """
-    found: dict[tuple[str, bool, int], tuple[Positions, NDArray[Any]]] = {}
+    found: dict[tuple[str, int, int], tuple[Positions, NDArray[Any]]] = {}
     for row, _, tensors in rows:
         for sampling in samplings:
             if sampling.key(row) not in found:
@@ -242,6 +247,7 @@ def read_samples(
             if sampling.patches:
                 inside = first.inside(tensors[first.tensor].shape, at)
             x = sampling.features(tensors, at)
+            y = y if sampling.only is None else y[:, sampling.only]
             parts[role].add(x, y - sampling.added(tensors, at), inside)
     return [Samples(parts["fit"].done(), parts["tune"].done()) for parts in pending]
 

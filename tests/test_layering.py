@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = """
-7 __init__ __main__ cli rewrite_cli refine_cli options console import_cli target_cli
+7 __init__ __main__ cli rewrite_cli refine_cli options search_options console import_cli target_cli
 6 strategy_checks pipeline finishing choose exact_search fitting efforts outcome damage ledger
-6 wanted result testing
+6 wanted plan result testing
 6 report report_page report_tables page front_picture
 5 prepare search screening greedy cost_table materialize verify evaluate quality metrics
 5 problem strategy strategies exact integer_program evolution journal study front
@@ -22,7 +22,7 @@ LAYERS = """
 5 front_point rules rule_file rule_costs recipe transfer attribution
 4 plugins
 4 passes.* hwmodels.*
-3 pass_contract cost calibration pictures samples channel_fit width_pass gradient_fit block_fit
+3 pass_contract cost calibration pictures samples channel_fit joint_widths width_pass gradient_fit block_fit
 3 objectives
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
 2 channel_values least_squares memory fusion pointwise squeeze_excite
@@ -42,7 +42,7 @@ ONLY_IN = {
     "pymoo": "evolution",
     "ethosu": "hwmodels.*",
     "flatbuffers": "hwmodels.*",
-    "typer": "cli rewrite_cli refine_cli options import_cli target_cli",
+    "typer": "search_options cli rewrite_cli refine_cli options import_cli target_cli",
     "torch": "torch_network distill",
     "rich": "console target_cli",
 }
