@@ -93,9 +93,10 @@ class Evolution(Strategy):
         drawn = self.rng.integers(0, choices + 1, size=(4 * _POPULATION, len(choices)))
         density = self.rng.random((len(drawn), 1))
         drawn[self.rng.random(drawn.shape) > density] = 0
+        drawn[0] = 0
         drawn = self.problem.repaired(drawn.astype(np.intp), self.rng)
-        everyone = np.concatenate([self.start, np.zeros_like(drawn[:1]), drawn])
-        return Recent().fresh(everyone)[: max(_POPULATION, len(self.start) + 1)]
+        everyone = Recent().fresh(np.concatenate([self.start, drawn]))
+        return everyone[: max(_POPULATION, len(self.start) + 1)]
 
     def _mutated(self, _: Any, offspring: Any, random_state: Any = None, **__: Any) -> Any:
         """Each gene, once per candidate on average, becomes another one."""

@@ -161,9 +161,11 @@ class Problem:
         return float(np.prod(self.choices + 1.0))
 
     def conflicting(self, genes: Genes) -> NDArray[np.bool_]:
-        """Which candidates make choices that exclude each other: (n,)."""
+        """Which candidates make choices that exclude each other or do infinite damage: (n,)."""
         rewritten = genes > 0
         found = np.zeros(len(genes), dtype=bool)
+        for site, damage in enumerate(self.damage):
+            found |= np.isinf(damage)[genes[:, site]]
         for sites in self.exclusive:
             found |= rewritten[:, list(sites)].sum(axis=1) > 1
         for pairs in self.forbidden:
@@ -171,12 +173,21 @@ class Problem:
         return found
 
     def repaired(self, genes: Genes, rng: np.random.Generator) -> Genes:
-        """The candidates with conflicts resolved: sites in random order keep what they can."""
+        """The candidates with conflicts resolved: sites in random order keep what they can.
+
+        Sites that must not be kept come first, with a random choice where they have none.
+        """
         genes = genes.copy()
         broken = np.flatnonzero(self.conflicting(genes))
         if not len(broken):
             return genes
-        for site in rng.permutation(genes.shape[1]):
+        order = rng.permutation(genes.shape[1])
+        forced = np.array([np.isinf(damage[0]) for damage in self.damage], dtype=bool)
+        for site in np.concatenate([order[forced[order]], order[~forced[order]]]):
+            allowed = np.flatnonzero(np.isfinite(self.damage[site]))
+            rows = broken[np.isinf(self.damage[site])[genes[broken, site]]]
+            if len(allowed):
+                genes[rows, site] = rng.choice(allowed, len(rows)) if forced[site] else 0
             rivals = np.flatnonzero(self.clashes[site])
             rows = broken[genes[broken, site] > 0]
             genes[np.ix_(rows, rivals)] = 0

@@ -55,6 +55,7 @@ class Greedy(Strategy):
             return self.start[:0]
         if self._at is None:
             keep = np.zeros((1, len(self.problem.choices)), dtype=np.intp)
+            keep = self.problem.repaired(keep, self.rng)
             return self._recent.fresh(np.concatenate([self.start, keep]))
         return self._recent.fresh(self.problem.neighbours(self._at))
 

@@ -224,3 +224,14 @@ def test_where_nothing_meets_the_limits_the_nearest_is_found(limits: dict[str, s
         assert miss > 0
         loose = replace(goal, limits=goal.relaxed(tuple(found.nearest_figures)))
         assert loose.feasible(found.nearest_figures[None]).all()
+
+
+def test_repair_makes_what_must_be_made_and_nothing_impossible() -> None:
+    problem = MadeUp(choices=(2, 2, 2), shared=((0, 1),)).problem()
+    damage = (np.array([np.inf, 0.1, np.inf]), problem.damage[1], np.array([0, np.inf, 0.2]))
+    problem = replace(problem, damage=damage)
+    repaired = problem.repaired(problem.everything(), np.random.default_rng(0))
+    assert not problem.conflicting(repaired).any()
+    assert {tuple(row) for row in repaired} == {(1, 0, 0), (1, 0, 2)}
+    check_strategy(STRATEGIES["greedy"], problem)
+    assert brute_force(problem)[1][0, 0] == Program(problem).best(0, {}).value
