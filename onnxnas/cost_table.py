@@ -60,8 +60,8 @@ class _Peak(Protocol):
     def live(self) -> Live | None:
         """What the peak is the largest sum of; None where it is no such thing."""
 
-    def __call__(self, genes: Sequence[Genes]) -> NDArray[np.float64]:
-        """Bytes, (n,); genes of one site an entry."""
+    def __call__(self, count: int, genes: Sequence[Genes]) -> NDArray[np.float64]:
+        """Bytes, (count,); genes of one site an entry."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +184,14 @@ class CostTable:
         """Costs of n candidates, damage 0; genes as for `candidates`."""
         result = np.zeros((len(genes), len(FIGURES)))
         for start in range(0, len(genes), _CHUNK):
-            columns = [np.ascontiguousarray(c) for c in genes[start : start + _CHUNK].T]
-            count = len(genes[start : start + _CHUNK])
+            part = genes[start : start + _CHUNK]
+            count, columns = len(part), [np.ascontiguousarray(c) for c in part.T]
             total = np.zeros((count, 3))
             for on, cells in self._cells:
                 total += cells[0] if not on else cells.take(_index(columns, on, self._sizes), 0)
             chunk = result[start : start + count]
             chunk[:, [_CYCLES, _WEIGHTS, _MACS]] = total
-            chunk[:, _PEAK] = self.peak(columns)
+            chunk[:, _PEAK] = self.peak(count, columns)
         return result
 
     def genes(self, candidates: Iterable[Candidate]) -> Genes:
@@ -259,8 +259,7 @@ class _AlonePeak:
     peaks: tuple[NDArray[np.float64], ...]
     live: Live | None = None
 
-    def __call__(self, genes: Sequence[Genes]) -> NDArray[np.float64]:
-        count = len(genes[0]) if genes else 0
+    def __call__(self, count: int, genes: Sequence[Genes]) -> NDArray[np.float64]:
         highest, lowest = np.full(count, self.before), np.full(count, self.before)
         for table, column in zip(self.peaks, genes, strict=True):
             peaks = table[column]
@@ -312,8 +311,7 @@ class _LivePeak:
         terms = [(on, np.ascontiguousarray(t[:, kept])) for on, t in flat.items()]
         return cls(base[kept], tuple((on, t) for on, t in terms if t.any()), tuple(sizes))
 
-    def __call__(self, genes: Sequence[Genes]) -> NDArray[np.float64]:
-        count = len(genes[0]) if genes else 0
+    def __call__(self, count: int, genes: Sequence[Genes]) -> NDArray[np.float64]:
         alive = np.tile(self.base, (count, 1))
         for on, table in self.terms:
             alive += table.take(_index(genes, on, self.sizes), 0)
