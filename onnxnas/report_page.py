@@ -49,7 +49,8 @@ def _result(result: Result) -> Iterator[Block]:
     yield Heading("What was applied")
     yield _bullets(applied_lines(result) or ["nothing: no choice pays here"])
     yield Text(
-        f"Exactness: {result.exactness}. Search: {result.search['evaluations']} networks costed, "
+        f"Exactness: {result.exactness}. {_asked_for(result.search)}Search: "
+        f"{result.search['evaluations']} networks costed, "
         f"stopped because {result.search['stopped']}."
     )
     rules = rule_rows(result)
@@ -62,6 +63,16 @@ def _result(result: Result) -> Iterator[Block]:
         yield _table(("rule", "sites", "choices out", "forced", "costs"), rules)
 
 
+def _asked_for(search: Mapping[str, Any]) -> str:
+    if "objective" not in search:
+        return ""
+    limits = [f"{metric} {limit}" for metric, limit in search.get("limits", {}).items()]
+    return (
+        f"To be small: {', then '.join(search['objective'])}; limits: "
+        f"{', '.join(limits) or 'none'}. "
+    )
+
+
 def _alternatives(result: Result) -> Iterator[Block]:
     points = front_points(result)
     if points:
@@ -69,6 +80,7 @@ def _alternatives(result: Result) -> Iterator[Block]:
         yield Text(
             "Networks on the front: none that was looked at costs less and loses less. Each named "
             "one was compiled whole; intervals are 95 %."
+            + (" They are in `candidates/`." if result.candidates else "")
         )
         yield _table(*front_rows(points))
         yield Picture(FRONT_PNG, front_alt(points, x_axis(result)), FRONT_DARK_PNG)

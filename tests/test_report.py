@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,9 +17,11 @@ import pytest
 from fakes import ToyCostModel
 from PIL import Image
 
-from onnxnas import console, pipeline, report
+from onnxnas import console, report, report_tables
 from onnxnas import prepare as prepare_module
 from onnxnas.attribution import attribute
+from onnxnas.finishing import finish
+from onnxnas.front_picture import draw_front
 from onnxnas.front_point import FrontPoint, Loss
 from onnxnas.prepare import prepare
 from onnxnas.result import Result
@@ -41,6 +43,11 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Result]:
         yield _result(tmp_path_factory.mktemp("rules"))
 
 
+@pytest.fixture(scope="module")
+def files(result: Result) -> Mapping[str, bytes]:
+    return report.files_of(result)
+
+
 def _result(tmp_path: Path) -> Result:
     b = models.ModelBuilder([1, 6, 8, 8])
     model = b.build(b.ibn(b.ibn(b.x, 6, 32, 6), 6, 32, 6))
@@ -50,9 +57,10 @@ def _result(tmp_path: Path) -> Result:
     search = {
         "strategy": "exact", "seed": 0, "evaluations": 7, "stopped": "converged", "seconds": 1.5,
         "space_size": 9.0, "cpu_seconds": 90.0,
+        "objective": ["latency", "quality"], "limits": {"latency": "-30%"},
         "phases": [{"phase": "costing each choice", "seconds": 1.0, "evaluations": 5}],
     }  # fmt: skip
-    found = pipeline.finish(made, made.ruled.forced, search=search)
+    found = finish(made, made.ruled.forced, search=search)
     evaluator = Evaluator(
         made.graph, made.ruled.before, made.passes, made.cost_model, made.input_shapes
     )
@@ -119,6 +127,7 @@ def test_the_markdown_shows_front_parts_and_rules(result: Result) -> None:
     assert "| depthwise-to-standard alone (1) |" in text
     assert '| `depthwise-to-standard = "never dense"` | 2 |' in text
     assert "![Latency against classes that differ, %: the original and 3 other networks" in text
+    assert "To be small: latency, then quality; limits: latency -30%." in text
     assert "7 networks costed in 1.5 s (1.5 CPU minutes)" in text
     assert "| costing each choice | 1.0 s |  | 5 |" in text
 
@@ -157,8 +166,8 @@ class _Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_html_needs_nothing_else_and_can_be_read_by_all(result: Result) -> None:
-    text = report.files_of(result)["report.html"].decode()
+def test_the_html_needs_nothing_else_and_can_be_read_by_all(files: Mapping[str, bytes]) -> None:
+    text = files["report.html"].decode()
     reader = _Reader()
     reader.feed(text)
     assert reader.open == []
@@ -172,13 +181,14 @@ def test_the_html_needs_nothing_else_and_can_be_read_by_all(result: Result) -> N
     assert not re.search(r"https?://", text)
 
 
-def test_the_pictures_are_the_same_bytes_every_time(result: Result) -> None:
-    first, second = report.files_of(result), report.files_of(result)
-    assert first == second
+def test_the_pictures_are_the_same_bytes_every_time(
+    result: Result, files: Mapping[str, bytes]
+) -> None:
+    assert report.files_of(result) == files
     for name in ("front.png", "front-dark.png"):
-        with Image.open(io.BytesIO(first[name])) as image:
+        with Image.open(io.BytesIO(files[name])) as image:
             assert min(image.size) > 500
-    assert first["front.png"] != first["front-dark.png"]
+    assert files["front.png"] != files["front-dark.png"]
 
 
 def test_a_front_of_exact_rewrites_is_drawn_over_peak_memory(result: Result) -> None:
@@ -187,10 +197,12 @@ def test_a_front_of_exact_rewrites_is_drawn_over_peak_memory(result: Result) -> 
         front=tuple(replace(p, losses=()) for p in result.front[:2]),
         search={**result.search, "objective": ["quality", "macs"]},
     )
-    files = report.files_of(exact)
-    assert "Macs against peak memory: the original and 2" in files["report.md"].decode()
-    assert "classes that differ" not in files["report.md"].decode()
-    assert "front.png" in files
+    text = report.markdown(exact)
+    assert "Macs against peak memory: the original and 2" in text
+    assert "classes that differ" not in text
+    points = report_tables.front_points(exact)
+    drawn = [draw_front(points, "", x=x) for x in ("latency", "peak-memory", "weights", "macs")]
+    assert len(set(drawn)) == 4
 
 
 def test_without_a_front_nothing_of_it_is_said(result: Result, tmp_path: Path) -> None:
@@ -206,9 +218,11 @@ def test_without_a_front_nothing_of_it_is_said(result: Result, tmp_path: Path) -
     }  # fmt: skip
 
 
-def test_the_manual_names_every_file_and_every_key(result: Result) -> None:
+def test_the_manual_names_every_file_and_every_key(
+    result: Result, files: Mapping[str, bytes]
+) -> None:
     text = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
-    for name in report.files_of(result):
+    for name in files:
         assert f"`{name}`" in text, name
     for key in report.schema()["properties"]:
         assert f"`{key}`" in text, key
