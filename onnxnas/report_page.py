@@ -92,6 +92,19 @@ def _alternatives(result: Result) -> Iterator[Block]:
             "was fitted for it: every choice has the weights that were fitted for it alone."
         )
         yield _table(*contribution_rows(result.contributions, original))
+    elif (why := _not_taken_apart(result)) is not None:
+        yield Heading("What each kind of rewrite contributes")
+        yield Text(f"Not looked at: {why}.")
+
+
+def _not_taken_apart(result: Result) -> str | None:
+    """Why there is nothing about contributions; None where there is nothing to say."""
+    kinds = {site.partition("@")[0] for site, _ in result.recipe.candidate.decisions}
+    if len(kinds) < 2 or "effort" not in result.search:
+        return None
+    if result.search["stopped"] != "converged":
+        return f"the search was stopped ({result.search['stopped']})"
+    return f"effort is {result.search['effort']}"
 
 
 def x_axis(result: Result) -> str:

@@ -113,6 +113,9 @@ class _Application:
         self.tensors = self.graph.tensors()
         self.stages = stages(self.graph)
         self.shares: dict[str, float] | None = None
+        self._recovered = {
+            (s.id, c.label) for s in self.space for c in s.choices if c.exactness != "exact"
+        }
         notes = [self._apply(rule) for rule in rules]
         self._settle_forced()
         left = tuple(
@@ -148,6 +151,8 @@ class _Application:
         new = [move for move in gone if move not in self.removed]
         self.removed.update(dict.fromkeys(new, rule.text))
         warning = "" if matched else self._nothing(rule, sites, placed)
+        if rule.verb == "prefer" and matched and not self._recovered & set(matched):
+            warning = "these choices lose nothing, so nothing is gained by preferring them"
         return Note(
             rule.text,
             len({site_id for site_id, _ in matched}),

@@ -23,7 +23,9 @@ from onnxnas.attribution import attribute
 from onnxnas.finishing import finish
 from onnxnas.front_picture import draw_front
 from onnxnas.front_point import FrontPoint, Loss
+from onnxnas.page import to_markdown
 from onnxnas.prepare import prepare
+from onnxnas.report_page import page
 from onnxnas.result import Result
 from onnxnas.rule_costs import rule_costs
 from onnxnas.search import Evaluator
@@ -143,6 +145,15 @@ def test_the_console_shows_front_and_rules(
     assert "haed" not in text, "what did nothing is a warning"
 
 
+def test_a_result_that_was_not_taken_apart_says_why(result: Result) -> None:
+    late = {**result.search, "effort": "normal", "stopped": "budget"}
+    recipe = replace(result.recipe, candidate=Candidate.of({"a@x": "1", "b@y": "2"}))
+    plain = replace(result, contributions=(), recipe=recipe, search=late)
+    assert "Not looked at: the search was stopped (budget)." in to_markdown(page(plain, []))
+    quick = replace(plain, search={**late, "effort": "quick", "stopped": "converged"})
+    assert "Not looked at: effort is quick." in to_markdown(page(quick, []))
+
+
 class _Reader(HTMLParser):
     """Collects what a page refers to, and checks that tags are closed in order."""
 
@@ -210,6 +221,7 @@ def test_without_a_front_nothing_of_it_is_said(result: Result, tmp_path: Path) -
     jsonschema.validate(plain.to_dict(), report.schema())
     text = report.markdown(plain)
     assert "could be had" not in text
+    assert "contributes" not in text, "a recipe was replayed, nothing was searched"
     assert "## Rules" not in text
     plain.write(tmp_path / "out.onnx")
     names = {path.name for path in (tmp_path / "out.run").iterdir()}

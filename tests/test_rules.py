@@ -14,7 +14,7 @@ from onnxnas.errors import UsageError
 from onnxnas.plugins import load_passes
 from onnxnas.rule_file import Place, Rule, parse_rules, read_rules
 from onnxnas.rules import Ruled, apply_rules, stages
-from onnxnas.sites import Candidate, Choice, SearchSpace, Site
+from onnxnas.sites import Candidate, Choice, Exactness, SearchSpace, Site
 
 PASSES = ("fuse", "widen")
 
@@ -30,7 +30,9 @@ def network() -> Any:
 
 
 def site(name: str, tensor: str, *labels: str, claims: frozenset[str] | None = None) -> Site:
-    return Site(name, tensor, tuple(map(Choice, labels)), claims or frozenset({f"node:{tensor}"}))
+    exactness: Exactness = "recovered" if name == "widen" else "exact"
+    choices = tuple(Choice(label, exactness=exactness) for label in labels)
+    return Site(name, tensor, choices, claims or frozenset({f"node:{tensor}"}))
 
 
 SPACE = SearchSpace(
@@ -130,6 +132,7 @@ def test_preferences_are_factors_on_the_loss() -> None:
         ('fuse = "never b"', "there are a"),
         ('fuse = "never in stage 7"', "1 = 16x16, 2 = 8x8, 3 = 4x4"),
         ('fuse = "only in haed*"', "all of it is ruled out"),
+        ('fuse = "prefer in head*"', "lose nothing"),
     ],
 )
 def test_a_rule_that_matches_nothing_is_a_warning(text: str, says: str) -> None:
