@@ -45,6 +45,7 @@ from onnxnas.materialize import apply_candidate
 from onnxnas.prepare import prepare
 from onnxnas.recover import values_only
 from onnxnas.runtime import Session
+from onnxnas.screening import Screen
 
 EVALSET = Path(__file__).resolve().parents[2] / "shared" / "evalset"
 GOALS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
@@ -202,6 +203,7 @@ def curve(
 ) -> dict[str, Any]:
     """One point per goal."""
     search = recovery_search(prepared, calibration, args.library, 0, said)
+    search.screen = Screen.of(prepared.cost_model)
     ranges = list(search.recovery.rows.fitted(MOST_ROWS))
     begin, cpu = time.monotonic(), time.process_time()
     search.judge_alone()
