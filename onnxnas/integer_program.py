@@ -341,6 +341,7 @@ def _terms(problem: Problem) -> tuple[dict[Term, Array], list[Term]]:
     impossible: list[Term] = []
 
     def add(sites: tuple[int, ...], values: Array, columns: slice | list[int]) -> None:
+        values = values.reshape(*(problem.choices[s] + 1 for s in sites), values.shape[-1])
         infinite = np.isinf(values).any(axis=-1)
         for cell in np.argwhere(infinite):
             impossible.append(tuple(zip(sites, map(int, cell), strict=True)))

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from search_tables import MadeUp, brute_force
 
+from onnxnas.cost import Cost
+from onnxnas.cost_table import CostTable
 from onnxnas.errors import UsageError
 from onnxnas.front import pareto
 from onnxnas.integer_program import Program
 from onnxnas.problem import Figures, Genes, Problem
+from onnxnas.search import Trial
+from onnxnas.sites import SearchSpace
 from onnxnas.strategies import STRATEGIES, make
 from onnxnas.strategy import Recent, Strategy
 from onnxnas.study import Study
@@ -235,3 +239,29 @@ def test_repair_makes_what_must_be_made_and_nothing_impossible() -> None:
     assert {tuple(row) for row in repaired} == {(1, 0, 0), (1, 0, 2)}
     check_strategy(STRATEGIES["greedy"], problem)
     assert brute_force(problem)[1][0, 0] == Program(problem).best(0, {}).value
+
+
+def test_tables_of_whole_networks_are_searched_too() -> None:
+    made_up = MADE_UP.problem(quality="1.0")
+    space = SearchSpace(made_up.table.sites)
+
+    def trial(row: np.ndarray) -> Trial:
+        cycles, peak, weights, macs = (int(f) for f in made_up.table.figures(row[None])[0, :4])
+        cost = Cost("toy", "estimate", cycles, 1.0, macs, {"sram": peak}, weights, ())
+        return Trial(made_up.candidate(row), cost)
+
+    keep = np.zeros(len(space), dtype=np.intp)
+    alone = {
+        (site.id, choice.label): trial(np.where(np.arange(len(space)) == i, k, 0))
+        for i, site in enumerate(space)
+        for k, choice in enumerate(site.choices, start=1)
+    }
+    for missing in (None, (space.sites[0].id, "c0")):
+        known = {move: t for move, t in alone.items() if move != missing}
+        table = CostTable.additive(space, trial(keep), known)
+        problem = replace(made_up, table=table)
+        for goal in (MADE_UP.goal(quality="1.0"), MADE_UP.goal("peak-memory", latency="+2%")):
+            problem = replace(problem, goal=goal)
+            (at,) = goal.columns
+            found = Program(problem).best(at, goal.ceilings)
+            assert found.value == pytest.approx(brute_force(problem)[1][0, at], rel=1e-12)
