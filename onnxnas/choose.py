@@ -234,7 +234,7 @@ class _Job:
             )
         search.evaluator = evaluator
         evaluator.journal = search.journal = self.journal
-        search.screen = self.screen
+        search.screen, search.full = self.screen, self.wanted.full
         search.deadline = search.recovery.deadline = self.deadline
         asked = {*self.goal.columns, *self.goal.ceilings} - {column("quality")}
         # What lowers the peak shows only beside others: whatever is smaller may be worth it.

@@ -22,6 +22,7 @@ from onnxnas.rules import stages, stages_text
 if TYPE_CHECKING:
     from onnxnas.evaluate import Measured
     from onnxnas.pass_contract import Pass
+    from onnxnas.plan import Curated, Phase
     from onnxnas.plugins import Broken
     from onnxnas.prepare import Network, Prepared
     from onnxnas.result import Result
@@ -120,14 +121,37 @@ def show_result(result: Result, output: Path, run_dir: Path, command: Sequence[s
     print(f"repeat: onnxnas {shlex.join(command)}")
 
 
-def show_plan(prepared: Prepared) -> None:
+def show_plan(prepared: Prepared, phases: Sequence[Phase]) -> None:
     """What an optimise run would do."""
     show_sites(prepared, why=False)
-    choices = sum(len(s.choices) for s in prepared.space)
+    rows = [(p.name, str(p.networks), _duration(p.seconds)) for p in phases]
+    _print(_table(("phase", "networks", "about"), rows))
+    total = sum(p.seconds for p in phases)
     print(
-        f"plan: cost the cleaned model on {prepared.cost_model.target.name}, each of {choices} "
-        "choices alone, then combinations of those that pay; verify; write. Nothing was done."
+        f"plan: on {prepared.cost_model.target.name}, about {_duration(total)} here (a third to "
+        "three times that); then verify and write. Nothing was done."
     )
+
+
+def show_space(prepared: Prepared, curated: Curated) -> None:
+    """What curation leaves of a search space."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for (site_id, label), reason in curated.removed.items():
+        reasons.setdefault((site_id.partition("@")[0], label), []).append(reason)
+    rows = [(name, label, str(len(r)), r[0]) for (name, label), r in sorted(reasons.items())]
+    _print(_table(("pass", "choice", "left out at sites", "because, e.g."), rows, numbers=False))
+    before, after = prepared.space, curated.space
+    choices = [sum(len(s.choices) for s in space) for space in (before, after)]
+    print(
+        f"space: {before.size():.3g} combinations of {choices[0]} choices, curated "
+        f"{after.size():.3g} of {choices[1]}" + (f"; {curated.note}" if curated.note else "")
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def show_sites(prepared: Prepared, why: bool) -> None:

@@ -28,7 +28,7 @@ from onnxnas.objectives import Goal, column
 from onnxnas.pass_contract import Fitted, OutOfTime
 from onnxnas.problem import Problem
 from onnxnas.recover import Move, Recovery, values_only
-from onnxnas.screening import Screen
+from onnxnas.screening import Screen, dominated
 from onnxnas.search import (
     AT_ONCE,
     MIN_GAIN,
@@ -101,6 +101,7 @@ class RecoverySearch:
         journal: what was judged in an earlier run that was cut short; takes down what is new.
         axes: columns of `FIGURES`, at least one of which a choice has to lower.
         base: exact decisions that are made in any case, where nothing else is in their way.
+        full: keep choices that others of their site beat.
         forced: decisions that every combination has to make.
         factors: choice -> how many times less its divergence counts while combinations are sought.
     """
@@ -117,6 +118,7 @@ class RecoverySearch:
     journal: Journal | None = None
     axes: tuple[int, ...] = (_CYCLES,)
     base: Candidate = field(default_factory=Candidate)
+    full: bool = False
     forced: Candidate = field(default_factory=Candidate)
     factors: Mapping[Move, float] = field(default_factory=dict)
 
@@ -239,7 +241,21 @@ class RecoverySearch:
                     self.rejected[move] = (
                         "costs cycles" if saving < 0 else f"saves less than {MIN_GAIN:.1%}"
                     )
-        return savings
+        return self._undominated(savings)
+
+    def _undominated(self, savings: Mapping[Move, float]) -> dict[Move, float]:
+        """Without choices that another of their site beats, where latency alone counts."""
+        if self.axes != (_CYCLES,) or self.full:
+            return dict(savings)
+        by_site: dict[str, dict[str, Cost]] = {}
+        for site_id, label in savings:
+            cost = self.alone[site_id, label].cost
+            assert cost is not None
+            by_site.setdefault(site_id, {})[label] = cost
+        for site_id, costs in by_site.items():
+            for label, reason in dominated(costs).items():
+                self.rejected[site_id, label] = reason
+        return {m: saving for m, saving in savings.items() if m not in self.rejected}
 
     def _pays(self, cost: Cost) -> bool:
         """Whether a choice alone lowers a figure that counts by enough."""

@@ -32,10 +32,28 @@ from onnxnas.options import (
     seconds,
     shapes_of,
     task_of,
+    uncovered_share,
     write_json,
+)
+from onnxnas.search_options import (
+    EffortChoice,
+    EffortOpt,
+    ExportOpt,
+    MaxLatencyOpt,
+    MaxMacsOpt,
+    MaxMemoryOpt,
+    MaxUncoveredOpt,
+    MaxWeightsOpt,
+    ObjectiveOpt,
+    SpaceChoice,
+    SpaceOpt,
+    StartOpt,
+    StrategyOpt,
+    limits_of,
 )
 
 if TYPE_CHECKING:
+    from onnxnas.plan import Curated
     from onnxnas.prepare import Prepared
     from onnxnas.result import Result
 
@@ -62,8 +80,23 @@ def optimize(
     evaluate: EvaluateOpt = None,
     max_drop: Annotated[
         str | None,
-        typer.Option(metavar="1%|0.01", help="Most that the metric of --evaluate may fall."),
+        typer.Option(
+            metavar="1%|0.01",
+            help="Most that the metric of --evaluate may fall; without one, agreement with the "
+            "original, or the squared error over the variance where outputs are no classes.",
+        ),
     ] = None,
+    max_latency: MaxLatencyOpt = None,
+    max_peak_memory: MaxMemoryOpt = None,
+    max_weights: MaxWeightsOpt = None,
+    max_macs: MaxMacsOpt = None,
+    objective: ObjectiveOpt = "latency",
+    effort: EffortOpt = EffortChoice.normal,
+    strategy: StrategyOpt = "exact",
+    space: SpaceOpt = SpaceChoice.curated,
+    start_from: StartOpt = None,
+    export_front: ExportOpt = False,
+    max_uncovered: MaxUncoveredOpt = None,
     input_shape: ShapeOpt = None,
     rules: RulesOpt = None,
     budget: Annotated[
@@ -79,11 +112,14 @@ def optimize(
     ] = False,
 ) -> None:
     """Rewrite MODEL so that it runs fastest on a target; verify it; write it with a report."""
-    from onnxnas import console, pipeline
+    from onnxnas import console, pipeline, plan
     from onnxnas.loading import check_output
     from onnxnas.prepare import prepare
 
     shapes = shapes_of(model, input_shape)
+    limits = limits_of(max_latency, max_peak_memory, max_weights, max_macs)
+    budget_s, task, drop = seconds(budget), task_of(evaluate), points(max_drop)
+    objectives = names(objective) or []
     if dry_run:
         prepared = prepare(
             model,
@@ -94,12 +130,13 @@ def optimize(
             input_shapes=shapes,
             rules=rules,
         )
-        console.show_plan(prepared)
+        data = calibration_of(model, calibration, mean, scale, layout, channel_order, shapes)
+        fits = drop is not None or "quality" in objectives
+        console.show_plan(prepared, plan.phases(prepared, data, fits, effort.value))
         return
     output, run_dir = outputs(model, target, output, run_dir)
     check_output(output, model)
     data = calibration_of(model, calibration, mean, scale, layout, channel_order, shapes)
-    budget_s, task, drop = seconds(budget), task_of(evaluate), points(max_drop)
     with console.Progress() as progress:
         result = pipeline.optimize(
             model,
@@ -110,6 +147,14 @@ def optimize(
             calibration=data,
             task=task,
             max_drop=drop,
+            objective=objectives,
+            limits=limits,
+            effort=effort.value,
+            strategy=strategy,
+            space=space.value,
+            start_from=start_from,
+            max_uncovered=None if max_uncovered is None else uncovered_share(max_uncovered),
+            export_front=export_front,
             input_shapes=shapes,
             rules=rules,
             library=run_dir / "fitted",
@@ -174,10 +219,14 @@ def inspect(
     input_shape: ShapeOpt = None,
     rules: RulesOpt = None,
     why: Annotated[bool, typer.Option("--why", help="Also list declined places.")] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Also what curation leaves out of the search, and why.")
+    ] = False,
     json_to: JsonOpt = None,
 ) -> None:
     """List the places in MODEL where passes apply, and what can be chosen there."""
     from onnxnas import console
+    from onnxnas.plan import curate
     from onnxnas.prepare import prepare
 
     prepared = prepare(
@@ -188,10 +237,16 @@ def inspect(
         input_shapes=shapes_of(model, input_shape),
         rules=rules,
     )
+    curated = None
+    if space:
+        with console.Progress() as progress:
+            curated = curate(prepared, progress)
     if json_to:
-        write_json(json_to, _inspected(prepared))
+        write_json(json_to, _inspected(prepared, curated))
     if json_to != "-":
         console.show_sites(prepared, why)
+        if curated is not None:
+            console.show_space(prepared, curated)
     for warning in prepared.warnings:
         console.warn(warning)
 
@@ -208,8 +263,8 @@ def _deliver(result: Result, output: Path, run_dir: Path, json_to: str | None) -
         console.warn(warning)
 
 
-def _inspected(prepared: Prepared) -> dict[str, Any]:
-    return {
+def _inspected(prepared: Prepared, curated: Curated | None) -> dict[str, Any]:
+    found: dict[str, Any] = {
         "sites": [
             {
                 "site": s.id,
@@ -235,3 +290,14 @@ def _inspected(prepared: Prepared) -> dict[str, Any]:
             {"pass": m.pass_name, "tensor": m.tensor, "reason": m.reason} for m in prepared.misses
         ],
     }
+    if curated is not None:
+        found["space"] = {
+            "size": float(prepared.space.size()),
+            "curated_size": float(curated.space.size()),
+            "note": curated.note,
+            "removed": [
+                {"site": site, "choice": choice, "reason": reason}
+                for (site, choice), reason in curated.removed.items()
+            ],
+        }
+    return found

@@ -7,7 +7,7 @@ that differ count, each with the interval of its own prediction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,12 @@ class Screen:
             before: static view of the network to beat.
             views: of the others.
         """
+        return [reason for reason, _ in self.predicted(before, views)]
+
+    def predicted(self, before: Any, views: Sequence[Any]) -> list[tuple[str, Cost]]:
+        """The same with the predicted costs."""
         old, *new = self.predictor.cost_many([before, *views])
-        return [_reason(old, cost) for cost in new]
+        return [(_reason(old, cost), cost) for cost in new]
 
 
 def _reason(old: Cost, new: Cost) -> str:
@@ -52,6 +56,21 @@ def _reason(old: Cost, new: Cost) -> str:
     if best < -MIN_GAIN:
         return ""
     return f"predicted to change the cycles by {change:+.1%}, at best by {best:+.2%}: not compiled"
+
+
+def dominated(costs: Mapping[str, Cost]) -> dict[str, str]:
+    """Of one site's choices that change the function those that another beats: label -> why.
+
+    One that is no slower and computes more is taken to harm less.
+    """
+    found: dict[str, str] = {}
+    for label, cost in costs.items():
+        for other, better in costs.items():
+            more = better.macs > cost.macs and better.cycles <= cost.cycles
+            if more and other not in found:
+                found[label] = f"{other} is as fast and keeps more"
+                break
+    return found
 
 
 def doubt(old: Cost, new: Cost) -> float:

@@ -15,14 +15,14 @@ LAYERS = """
 7 __init__ __main__ cli rewrite_cli refine_cli options search_options console import_cli target_cli
 6 strategy_checks pipeline finishing choose exact_search fitting efforts outcome damage ledger
 6 wanted plan result testing
-6 report report_page report_tables page front_picture
-5 prepare search screening greedy cost_table materialize verify evaluate quality metrics
+6 report report_page report_tables page front_picture curve_picture
+5 prepare search screening greedy cost_table interactions materialize verify evaluate quality metrics
 5 problem strategy strategies exact integer_program evolution journal study front
 5 fit_rows int8 torch_network distill proxies recover divergence held_out recovery_search
 5 front_point rules rule_file rule_costs recipe transfer attribution
 4 plugins
 4 passes.* hwmodels.*
-3 pass_contract cost calibration pictures samples channel_fit joint_widths width_pass gradient_fit block_fit
+3 pass_contract cost calibration pictures samples channel_fit joint_widths activation_fit width_pass gradient_fit block_fit
 3 objectives
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
 2 channel_values least_squares memory fusion pointwise squeeze_excite
@@ -38,7 +38,7 @@ ONLY_IN = {
     "onnxruntime": "runtime int8 hwmodels.*",
     "onnxslim": "normalise",
     "PIL": "pictures calibration",
-    "matplotlib": "front_picture",
+    "matplotlib": "front_picture curve_picture",
     "pymoo": "evolution",
     "ethosu": "hwmodels.*",
     "flatbuffers": "hwmodels.*",
