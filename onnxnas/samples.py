@@ -40,6 +40,9 @@ class Window:
     Attributes:
         tensor: [n, channels, height, width], or [n, channels], which has one position.
         pads: top, left, bottom, right, with zeros.
+        function: what is done to every value before it is read: ``Relu``, ``Relu6``,
+            ``HardSwish`` (all of which leave zero as it is), or nothing.
+        times: a tensor [n, channels, 1, 1] that scales the channels of each row; empty for none.
     """
 
     tensor: str
@@ -47,6 +50,17 @@ class Window:
     strides: tuple[int, int] = (1, 1)
     dilations: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    function: Literal["", "Relu", "Relu6", "HardSwish"] = ""
+    times: str = ""
+
+    def of(self, tensors: Tensors, at: Positions) -> NDArray[Any]:
+        """The window at some output positions, with its function and scale."""
+        x = self.read(tensors[self.tensor], at)
+        if self.function == "HardSwish":
+            x = x * np.clip(x / 6 + np.float32(0.5), 0, 1)
+        elif self.function:
+            x = np.clip(x, 0, 6 if self.function == "Relu6" else None)
+        return x * tensors[self.times][at[:, 0]] if self.times else x
 
     def read(self, values: NDArray[Any], at: Positions) -> NDArray[Any]:
         """The window at some output positions: [n, channels, kernel height, kernel width]."""
@@ -92,12 +106,12 @@ class Sampling:
     most: int = 24_000
     only: NDArray[np.int64] | None = field(default=None, compare=False)
 
-    def key(self, row: int) -> tuple[str, int, int]:
-        """What the targets of one row are kept under; samplings that differ in `most` clash."""
+    def key(self, row: int) -> tuple[str, int, int, int]:
+        """What the targets of one row are kept under."""
         if self.through is None:
-            return self.target, 0, row
+            return self.target, 0, self.most, row
         weight, bias = self.through  # several layers may read one mean
-        return self.target, zlib.crc32(weight[:, 0].tobytes() + bias.tobytes()) | 1, row
+        return self.target, zlib.crc32(weight[:, 0].tobytes() + bias.tobytes()) | 1, self.most, row
 
     def size_bytes(self, shape: Callable[[str], Sequence[Any]]) -> int:
         """Roughly what the samples take in memory.
@@ -113,7 +127,8 @@ class Sampling:
     @property
     def student_tensors(self) -> frozenset[str]:
         """Tensors read in the network being built."""
-        return frozenset({*(w.tensor for w in self.inputs), *self.minus})
+        read = (t for w in self.inputs for t in (w.tensor, w.times) if t)
+        return frozenset({*read, *self.minus})
 
     def positions(self, shape: Sequence[int], row: int, rows: int, seed: int) -> Positions:
         """Where one row (or batch) is read; the same whenever it is asked for."""
@@ -126,7 +141,7 @@ class Sampling:
 
     def features(self, tensors: Tensors, at: Positions) -> NDArray[Any]:
         """The features [n, p] at some positions."""
-        parts = [w.read(tensors[w.tensor], at).reshape(len(at), -1) for w in self.inputs]
+        parts = [w.of(tensors, at).reshape(len(at), -1) for w in self.inputs]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
     def targets(self, tensors: Tensors, at: Positions) -> NDArray[Any]:
@@ -208,7 +223,7 @@ class _Pending:
 Rows = Iterable[tuple[int, Role, Tensors]]
 """Index of the row (or batch), what it is for (never to judge), and the tensors read there."""
 
-Targets = Mapping[tuple[str, int, int], tuple[Positions, NDArray[Any]]]
+Targets = Mapping[tuple[str, int, int, int], tuple[Positions, NDArray[Any]]]
 """`Sampling.key` -> where the original is read, and its values there [n, q]."""
 
 
@@ -217,7 +232,7 @@ def read_targets(samplings: Sequence[Sampling], rows: Rows, count: int, seed: in
 
     They are small, and serve every network that is fitted to the original.
     """
-    found: dict[tuple[str, int, int], tuple[Positions, NDArray[Any]]] = {}
+    found: dict[tuple[str, int, int, int], tuple[Positions, NDArray[Any]]] = {}
     for row, _, tensors in rows:
         for sampling in samplings:
             if sampling.key(row) not in found:
