@@ -31,7 +31,8 @@ class Evolution(Strategy):
         self._algorithm = self._nsga2()
 
     def ask(self) -> Genes:
-        self._asked = self._algorithm.ask()
+        bred = self._asked is not None
+        self._asked = self._algorithm.ask() if self.problem.size > 1 or not bred else None
         if self._asked is None:
             return self.start[:0]
         genes: Genes = self._asked.get("X").astype(np.intp)

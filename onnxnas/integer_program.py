@@ -287,7 +287,8 @@ class Program:
         for (site, gene), variable in self._variable.items():
             if found.x[variable] > 0.5:
                 genes[site] = gene
-        bound = found.mip_dual_bound * unit * (_BYTES if at == _PEAK else 1.0) + constant
+        bound = found.fun if found.mip_dual_bound is None else found.mip_dual_bound
+        bound = bound * unit * (_BYTES if at == _PEAK else 1.0) + constant
         return genes, float(bound), found.status == 0
 
     def _span(self, at: int, most: float) -> float:

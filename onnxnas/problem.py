@@ -201,7 +201,6 @@ class Problem:
 
         Unknown figures are NaN; see `Goal.possible`.
         """
-        genes = np.asarray(genes, dtype=np.intp).reshape(-1, len(self.choices))
         figures = np.array(self.table.figures(genes), dtype=np.float64)
         for site, damage in enumerate(self.damage):
             figures[:, _DAMAGE] += damage[genes[:, site]]
@@ -220,7 +219,7 @@ class Problem:
                         other[self.clashes[site]] = 0
                     other[site] = gene
                     rows.append(other)
-        found = np.array(rows, dtype=np.intp).reshape(-1, len(self.choices))
+        found = np.array(rows, dtype=np.intp).reshape(len(rows), len(self.choices))
         return found[~self.conflicting(found)]
 
     def candidate(self, genes: Sequence[int] | Genes) -> Candidate:
@@ -236,7 +235,8 @@ class Problem:
     def everything(self) -> Genes:
         """All candidates, for spaces small enough to hold them: (size, sites)."""
         ranges = [range(count + 1) for count in self.choices]
-        return np.array(list(product(*ranges)), dtype=np.intp).reshape(-1, len(self.choices))
+        rows = list(product(*ranges))
+        return np.array(rows, dtype=np.intp).reshape(len(rows), len(self.choices))
 
 
 def _all_made(genes: Genes, pairs: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:

@@ -36,8 +36,8 @@ class Strategy(ABC):
         self.seed = seed
         self.rng = np.random.default_rng(seed)
         sites = len(problem.choices)
-        given = np.zeros((0, sites), dtype=np.intp) if start is None else np.asarray(start)
-        self.start = problem.repaired(given.reshape(-1, sites).astype(np.intp), self.rng)
+        given = np.zeros((0, sites)) if start is None else np.asarray(start)
+        self.start = problem.repaired(given.astype(np.intp), self.rng)
 
     @abstractmethod
     def ask(self) -> Genes:

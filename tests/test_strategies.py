@@ -265,3 +265,12 @@ def test_tables_of_whole_networks_are_searched_too() -> None:
             (at,) = goal.columns
             found = Program(problem).best(at, goal.ceilings)
             assert found.value == pytest.approx(brute_force(problem)[1][0, at], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("choices", [(), (0, 0)])
+def test_a_space_with_nothing_in_it_holds_the_original(name: str, choices: tuple[int, ...]) -> None:
+    problem = MadeUp(choices=choices, shared=()).problem("latency,quality")
+    found = Study(problem, make(name, problem)).run(70)
+    assert len(found.figures) == 1
+    assert tuple(found.figures[0]) == problem.goal.original
