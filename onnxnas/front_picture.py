@@ -129,6 +129,8 @@ def _draw(axes: Any, points: Sequence[FrontPoint], x: _Axis, colours: _Colours) 
     axes.spines[:].set_color(colours.line)
     axes.grid(color=colours.line, linewidth=0.5, alpha=0.6)
     axes.margins(0.09, 0.14)
+    if measure and all(value >= 0 for _, _, value in shown):
+        axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
     legend = axes.legend(frameon=False, fontsize=8.5, loc="best")
     for text in legend.get_texts():
         text.set_color(colours.ink)

@@ -112,7 +112,7 @@ def losses_of(divergence: Divergence, measure: str) -> tuple[Loss, ...]:
     agrees = divergence.agrees
     if agrees is not None:
         lost = 1.0 - agrees
-        found.insert(0, Loss("agreement", lost, _around(lost, divergence.agreement_error), rows))
+        found.insert(0, Loss("agreement", lost, _disagreement(divergence), rows))
     return tuple(found)
 
 
@@ -144,6 +144,22 @@ def loss_title(measure: str) -> str:
 def loss_scale(measure: str) -> float:
     """Agreement is shown in percent, everything else in its own unit."""
     return 100.0 if measure == "agreement" else 1.0
+
+
+def _disagreement(divergence: Divergence) -> tuple[float, float]:
+    """95 % ends of the share of disagreement.
+
+    Rows that agree or do not are counted: Wilson's interval (Wilson 1927), which is right for few
+    rows and never of no width. Rows of many positions have a share each: normal.
+    """
+    agreement = divergence.agreement
+    lost = 1.0 - float(agreement.mean())
+    if set(agreement.tolist()) - {0.0, 1.0}:
+        return _around(lost, divergence.agreement_error)
+    n, z = len(agreement), _TWO_SIDED_95
+    middle = (lost + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (lost * (1 - lost) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _around(value: float, error: float) -> tuple[float, float]:

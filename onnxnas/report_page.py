@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 FRONT_PNG = "front.png"
 FRONT_DARK_PNG = "front-dark.png"
+_ENDED = {
+    "converged": "ended when nothing more improved it",
+    "budget": "ended because the time was up",
+    "interrupted": "interrupted",
+}
 
 
 def page(result: Result, statuses: Sequence[str]) -> list[Block]:
@@ -51,7 +56,7 @@ def _result(result: Result) -> Iterator[Block]:
     yield Text(
         f"Exactness: {result.exactness}. {_asked_for(result.search)}Search: "
         f"{result.search['evaluations']} networks costed, "
-        f"stopped because {result.search['stopped']}."
+        f"{_ENDED[result.search['stopped']]}."
     )
     rules = rule_rows(result)
     if rules:
@@ -154,7 +159,7 @@ def _how(result: Result, statuses: Sequence[str]) -> Iterator[Block]:
         "is in `ledger.csv`."
     )
     yield Heading("Normalisation")
-    yield _bullets(result.normalisation)
+    yield _bullets(result.normalisation or ("nothing to clean",))
     if result.warnings:
         yield Heading("Warnings")
         yield _bullets(result.warnings)

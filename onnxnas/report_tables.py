@@ -127,8 +127,7 @@ def rule_lines(result: Result) -> list[str]:
     """One line for each rule that did something; the others are warnings already."""
     warned = {f"`{n.rule}`" for n in result.ruled.notes if n.warning} if result.ruled else set()
     return [
-        f"{rule.strip('`')}: {out} choice{'s' * (out != '1')} out, {forced} forced; "
-        f"estimated cost: {cost}"
+        f"{rule.strip('`')}: {_choices(int(out))} out, {forced} forced; estimated cost: {cost}"
         for rule, _, out, forced, cost in rule_rows(result)
         if rule not in warned
     ]
@@ -136,16 +135,23 @@ def rule_lines(result: Result) -> list[str]:
 
 def rule_cost_text(cost: RuleCost | None, cycles: float) -> str:
     """What a rule costs, in words; always an estimate."""
-    if cost is None or cost.cycles is None:
+    if cost is None or cost.cycles is None or not cycles:
         return "not known"
-    share = f"{cost.cycles / cycles:.1%} of the original's cycles" if cycles else "not known"
-    text = "nothing" if not cost.cycles else share
-    if cost.unfitted:
-        text = f"at most {text}" if cost.cycles else text
-        text += f" ({cost.unfitted} choices were not fitted and count as harmless)"
+    share = cost.cycles / cycles
+    text = f"{share:.1%} of the original's cycles" if share >= 0.0005 else "less than 0.1%"
+    if not cost.cycles:
+        text = "nothing"
+    elif cost.unfitted:
+        harmless = "counts as harmless" if cost.unfitted == 1 else "count as harmless"
+        text = f"at most {text} ({_choices(cost.unfitted)} not fitted: {harmless})"
     if cost.uncosted:
-        text += f" ({cost.uncosted} choices were not costed and count as saving nothing)"
+        counts = "counts" if cost.uncosted == 1 else "count"
+        text += f" ({_choices(cost.uncosted)} not costed: {counts} as saving nothing)"
     return text
+
+
+def _choices(count: int) -> str:
+    return f"{count} choice{'s' * (count != 1)}"
 
 
 def loss_text(loss: Loss | None) -> str:
