@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,20 +67,34 @@ def main() -> None:
 
 
 def cut(prepared: Prepared, most: int) -> SearchSpace:
-    """Sites at the dearest kernels, up to `CHOICES` choices each, while enumerable."""
+    """Sites at the dearest kernels, up to `CHOICES` choices each, while few are possible."""
     predictor = load_predictor(prepared.cost_model.target.name)
     assert predictor is not None
     cost = predictor.cost(static_view(prepared.graph, prepared.input_shapes))
     dearest = sorted(cost.kernels, key=lambda k: -(k.cycles or 0.0))
     chosen: dict[str, Site] = {}
+    tried: set[str] = set()
     for kernel in dearest:
         for site in prepared.space:
-            if site.tensors & set(kernel.tensors) and site.id not in chosen:
+            if site.tensors & set(kernel.tensors) and site.id not in tried:
+                tried.add(site.id)
                 some = site.choices[:: math.ceil(len(site.choices) / CHOICES)]
-                space = SearchSpace((*chosen.values(), replace(site, choices=some)))
-                if space.size() <= most:
-                    chosen[site.id] = space.sites[-1]
+                sites = (*chosen.values(), replace(site, choices=some))
+                if len(possible(sites)) <= most:
+                    chosen[site.id] = sites[-1]
     return SearchSpace(tuple(chosen[s.id] for s in prepared.space if s.id in chosen))
+
+
+def possible(sites: Sequence[Site]) -> NDArray[np.intp]:
+    """All candidates whose sites do not share a claim, the original first."""
+    rows = np.zeros((1, 0), dtype=np.intp)
+    for i, site in enumerate(sites):
+        rivals = [j for j, other in enumerate(sites[:i]) if other.claims & site.claims]
+        free = rows[(rows[:, rivals] == 0).all(axis=1)]
+        new = [rows, *([free] * len(site.choices))]
+        genes = np.concatenate([np.full(len(r), gene) for gene, r in enumerate(new)])
+        rows = np.column_stack([np.concatenate(new), genes])
+    return rows
 
 
 def table_of(prepared: Prepared, space: SearchSpace, networks: int) -> tuple[CostTable, float]:
@@ -140,14 +154,12 @@ def goals(table: CostTable, figures: Array) -> dict[str, Problem]:
 
 def exact_against_brute_force(tables: list[tuple[str, tuple[CostTable, float]]]) -> None:
     print("`exact` and brute force: the least of the first within limits on the others.\n")
-    print("| space | candidates | possible | goals | equal | proven | slowest |")
-    print("|---|---|---|---|---|---|---|")
+    print("| space | sites | combinations | of them possible | goals | equal | proven | slowest |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, (table, _) in tables:
         free = problem_of(table, "latency")
-        everything = free.everything()
-        figures = free.evaluate(everything)
-        possible = figures[np.isfinite(figures[:, 0])]
-        equal, proven, slowest, asked = 0, 0, 0.0, goals(table, possible)
+        figures = everything(free)
+        equal, proven, slowest, asked = 0, 0, 0.0, goals(table, figures)
         for what, problem in asked.items():
             feasible = figures[problem.goal.feasible(figures)]
             (at,) = problem.goal.columns
@@ -160,10 +172,16 @@ def exact_against_brute_force(tables: list[tuple[str, tuple[CostTable, float]]])
             if not same:
                 print(f"NOT EQUAL: {name}: {what}: {METRICS[at]} {found.value} instead of {best}")
         print(
-            f"| {name} | {len(everything):,} | {len(possible):,} | {len(asked)} | {equal} | "
-            f"{proven} | {slowest:.2f} s |",
+            f"| {name} | {len(table.sites)} | {free.size:,.0f} | {len(figures):,} | "
+            f"{len(asked)} | {equal} | {proven} | {slowest:.2f} s |",
             flush=True,
         )
+
+
+def everything(problem: Problem) -> Array:
+    """Figures of all candidates that are possible, the original first."""
+    figures = problem.evaluate(possible(problem.table.sites))
+    return figures[np.isfinite(figures[:, 0])]
 
 
 def strategies_at_a_tenth(tables: list[tuple[str, tuple[CostTable, float]]], seeds: int) -> None:
@@ -172,10 +190,8 @@ def strategies_at_a_tenth(tables: list[tuple[str, tuple[CostTable, float]]], see
     print("| space | optimum | evaluations | evolution | random | greedy (evaluations) |")
     print("|---|---|---|---|---|---|")
     for name, (table, _) in tables:
-        free = problem_of(table, "latency")
-        figures = free.evaluate(free.everything())
-        possible = figures[np.isfinite(figures[:, 0])]
-        problem = goals(table, possible)["latency, loss"]
+        figures = everything(problem_of(table, "latency"))
+        problem = goals(table, figures)["latency, loss"]
         best = figures[problem.goal.feasible(figures), 0].min()
         budget = len(figures) // 10
         cells = []

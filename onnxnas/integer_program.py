@@ -254,7 +254,8 @@ class Program:
         limits |= {c: ceilings.get(_PEAK, math.inf) for c in moments}
         for c, most in limits.items():
             effect = self._effects[:, c]
-            scale = max(abs(most) if math.isfinite(most) else 0.0, *np.abs(effect), 1e-300)
+            size = abs(most) if math.isfinite(most) else abs(self._constant[c])
+            scale = max(size, *np.abs(effect)) or 1.0
             terms = [(int(v), effect[v] / scale) for v in np.flatnonzero(effect)]
             room = (most - self._constant[c]) / scale
             if at == _MISS:

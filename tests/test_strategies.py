@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from search_tables import MadeUp, brute_force
+from search_tables import MadeUp, Part, brute_force
 
 from onnxnas.cost import Cost
 from onnxnas.cost_table import CostTable
@@ -131,6 +131,16 @@ def test_what_cannot_be_made_together_is_not() -> None:
     assert not problem.conflicting(repaired).any()
     listed = replace(made_up.table, impossible=problem.gone)
     assert Program(replace(free, table=listed)).best(0, {}).value == found.value
+
+
+def test_memory_that_nothing_changes_is_no_obstacle() -> None:
+    made_up = MadeUp(seed=4)
+    fixed = Part((), *np.full((3,), 900.0))
+    table = replace(made_up.table, tensors=(fixed, *made_up.table.tensors))
+    problem = replace(made_up.problem("peak-memory"), table=table)
+    found = Program(problem).best(1, {})
+    assert found.proven
+    assert found.value == brute_force(problem)[1][0, 1] >= 900
 
 
 def test_a_site_that_may_not_be_kept_is_rewritten() -> None:
