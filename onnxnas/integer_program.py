@@ -255,7 +255,7 @@ class Program:
         for c, most in limits.items():
             effect = self._effects[:, c]
             size = abs(most) if math.isfinite(most) else abs(self._constant[c])
-            scale = max(size, *np.abs(effect)) or 1.0
+            scale = float(np.abs(effect).max(initial=size)) or 1.0
             terms = [(int(v), effect[v] / scale) for v in np.flatnonzero(effect)]
             room = (most - self._constant[c]) / scale
             if at == _MISS:
