@@ -221,12 +221,12 @@ def _rule_costs(
         for trial in chosen.trials
         if len(trial.candidate.decisions) == 1 and trial.cost is not None
     }
-    losses = dict[Move, float]()
+    losses: dict[Move, float] | None = None
     if search is not None:
         start = search.start.cycles
         savings |= {m: start - t.cycles for m, t in search.alone.items() if t.cost is not None}
         losses = {m: s.divergence.value for m, s in search.singles.items()}
-    within = sum(losses.get(move, 0.0) for move in chosen.best.candidate.decisions)
+    within = sum((losses or {}).get(move, 0.0) for move in chosen.best.candidate.decisions)
     return rule_costs(prepared.ruled, savings, losses, within)
 
 

@@ -19,7 +19,7 @@ from onnxnas.recovery_search import exclusive_moves
 from onnxnas.roundtrip import silenced
 from onnxnas.rules import Move, Note, Ruled
 from onnxnas.search import AT_ONCE, Evaluator, Progress
-from onnxnas.sites import Candidate, SearchSpace
+from onnxnas.sites import Candidate, SearchSpace, Site
 
 MOST_COMPILED = 64
 """Choices that are compiled only to say what a rule costs: a second each."""
@@ -92,34 +92,40 @@ def _predictor(cost_model: CostModel) -> CostModel | None:
 
 
 def rule_costs(
-    ruled: Ruled, savings: Mapping[Move, float], losses: Mapping[Move, float], budget: float
+    ruled: Ruled,
+    savings: Mapping[Move, float],
+    losses: Mapping[Move, float] | None,
+    budget: float,
 ) -> tuple[RuleCost, ...]:
     """Estimate the cost of each rule by leaving it out of the others.
 
     Args:
         ruled: the rules, applied.
         savings: cycles that a choice takes off alone; of choices that were taken out as well.
-        losses: of `recovered` choices alone.
+        losses: of `recovered` choices alone; None where nothing was fitted, so none can be made.
         budget: the most the losses may sum to, e.g. what they sum to in the result.
     """
     if not savings:
         return tuple(RuleCost(n.rule, len(n.gone), len(n.forced), None) for n in ruled.notes)
     exact = {(s.id, c.label) for s in ruled.before for c in s.choices if c.exactness == "exact"}
-    ranked = {m: losses.get(m, 0.0) for m in savings}
-    best = _most_saved(*_under(ruled, ruled.notes), savings, ranked, budget)
+    able = exact if losses is None else {m for s in ruled.before for m in _moves(s)}
+    usable = {m: saving for m, saving in savings.items() if m in able}
+    known = {m: (losses or {}).get(m, 0.0) for m in usable}
+    with_all = _under(ruled, ruled.notes)
+    best = _most_saved(*with_all, usable, known, budget)
     found = []
     for note in ruled.notes:
-        others = tuple(n for n in ruled.notes if n is not note)
-        without = _most_saved(*_under(ruled, others), savings, ranked, budget)
-        freed = note.gone - frozenset().union(*(n.gone for n in others))
+        without = _under(ruled, tuple(n for n in ruled.notes if n is not note))
+        more = _most_saved(*without, usable, known, budget)
+        freed = (_possible(*without) - _possible(*with_all)) & able
         found.append(
             RuleCost(
                 note.rule,
                 len(note.gone),
                 len(note.forced),
-                None if best is None or without is None else max(0.0, without - best),
-                len([m for m in freed if m not in exact and m not in losses and m in savings]),
-                len([m for m in freed if m not in savings]),
+                None if best is None or more is None else max(0.0, more - best),
+                len([m for m in freed - exact if m in usable and m not in (losses or {})]),
+                len([m for m in freed if m not in usable]),
             )
         )
     return tuple(found)
@@ -133,6 +139,21 @@ def _under(ruled: Ruled, notes: tuple[Note, ...]) -> tuple[SearchSpace, frozense
         for s in ruled.before
     )
     return SearchSpace(tuple(sites)), frozenset[Move]().union(*(n.forced for n in notes))
+
+
+def _possible(space: SearchSpace, forced: frozenset[Move]) -> set[Move]:
+    """Choices that can be made beside the forced ones."""
+    sites = [space.site(site_id) for site_id, _ in forced]
+    return {
+        move
+        for site in space
+        for move in _moves(site)
+        if move in forced or not any(s.id == site.id or s.claims & site.claims for s in sites)
+    }
+
+
+def _moves(site: Site) -> list[Move]:
+    return [(site.id, choice.label) for choice in site.choices]
 
 
 def _most_saved(
