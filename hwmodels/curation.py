@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +14,51 @@ from numpy.typing import NDArray
 
 from onnxnas.cost import CostModel
 
-_WIDEST = 96
-_MULTIPLES = (2, 4, 8, 16, 32)
-_STEP = 0.5
-"""A width is a step where passing it costs this part of a whole multiple at once."""
+WIDEST = 96
+_MULTIPLES = (4, 8, 16, 32)
+_SMALL, _LARGE = 0.2, 0.4
+"""Parts of what a whole multiple costs that are charged with the first channel past it. A
+regression blurs steps and hints at some that are none, so the second needs more than the first."""
 _SIZES = (7, 14, 28)
 """Images whose curves are averaged: a step that pays at one size only is no advice."""
+
+
+@dataclass(frozen=True)
+class ChannelCurve:
+    """What a 3x3 convolution costs by its number of output channels.
+
+    Attributes:
+        widths: channel counts, from 1, without gaps.
+        cost: of each, as a share of the widest's; averaged over images of several sizes.
+    """
+
+    widths: NDArray[np.int64]
+    cost: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, model: CostModel) -> ChannelCurve:
+        """The curve of a target, by any of its cost models."""
+        widths = np.arange(1, WIDEST + 2)
+        curves = [cost_curve(model, size, widths) for size in _SIZES]
+        return cls(widths, np.mean([curve / curve[-1] for curve in curves], axis=0))
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Channel counts worth aligning to, ascending; empty if the curve has no steps.
+
+        How much of a step a multiple is: what the first channel past it costs more than the
+        first past a multiple of only half of it, as a share of what so many channels cost. The
+        largest is a step unless it is small, and so is any other that is large.
+        """
+        jumps = np.diff(self.cost)  # jumps[w - 1]: what channel w + 1 costs more
+        slope, before = jumps.mean(), max(0.0, jumps[1::4].mean())  # past 2, 6, 10...
+        height: dict[int, float] = {}
+        for multiple in _MULTIPLES:
+            past = max(0.0, jumps[multiple - 1 :: 2 * multiple].mean())
+            height[multiple] = float((past - before) / (multiple * slope))
+            before = past
+        highest = max(height.values())
+        return tuple(m for m, h in height.items() if h > _LARGE or h == highest > _SMALL)
 
 
 def cost_curve(model: CostModel, size: int, widths: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -33,30 +76,16 @@ def cost_curve(model: CostModel, size: int, widths: NDArray[np.int64]) -> NDArra
     )
 
 
-def channel_steps(model: CostModel) -> tuple[int, ...]:
-    """Channel counts worth aligning to, ascending; empty if the curve has no steps.
-
-    A multiple m is one if the cost of the channels from one multiple to the next comes mostly
-    at once, with the first channel past it.
-    """
-    widths = np.arange(1, _WIDEST + 2)
-    jumps = np.zeros(len(widths) - 1)
-    for size in _SIZES:
-        curve = cost_curve(model, size, widths)
-        jumps += np.diff(curve) / curve[-1]
-    jumps /= len(_SIZES)
-    found = []
-    for multiple in _MULTIPLES:
-        places = np.arange(multiple, _WIDEST, multiple)
-        # jumps[w - 1] is the price of channel w + 1.
-        past = np.array([jumps[p - 1] for p in places])
-        whole = np.array([jumps[p - 1 : p - 1 + multiple].sum() for p in places[:-1]])
-        rest = whole - past[:-1]
-        odd = np.array([p for p in places[:-1] if p % (2 * multiple)])
-        own = np.array([jumps[p - 1] for p in odd])
-        if own.mean() > _STEP * whole.mean() and own.mean() > 2 * rest.mean() / (multiple - 1):
-            found.append(multiple)
-    return tuple(found)
+def write_steps(model: CostModel, card: Path) -> tuple[int, ...]:
+    """Write the steps of a model's curve into a card, where it has any: passes round to them."""
+    steps = ChannelCurve.of(model).steps
+    if steps:
+        fields = json.loads(card.read_text(encoding="utf-8"))
+        fields["channel_multiples"] = list(steps)
+        part = card.with_name(f".{card.name}.{os.getpid()}.part")
+        part.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, card)
+    return steps
 
 
 def _network(size: int, width: int) -> Any:

@@ -16,6 +16,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from onnxnas import report_tables
+from onnxnas.curve_picture import sparkline
 from onnxnas.graph import static_view
 from onnxnas.rules import stages, stages_text
 
@@ -131,6 +132,8 @@ def show_plan(prepared: Prepared, phases: Sequence[Phase]) -> None:
         f"plan: on {prepared.cost_model.target.name}, about {_duration(total)} here (a third to "
         "three times that); then verify and write. Nothing was done."
     )
+    for warning in prepared.warnings:
+        warn(warning)
 
 
 def show_space(prepared: Prepared, curated: Curated) -> None:
@@ -178,7 +181,7 @@ def show_network(prepared: Prepared, network: Network) -> None:
     cost, target = network.cost, prepared.cost_model.target
     print(f"{prepared.name} on {target.name} ({target.title}); figures of kind {cost.kind}")
     head: tuple[str, ...] = ("kernel (output tensor)", "op", "cycles", "share", "MACs")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (k.output, k.op, *_figures(k.cycles, cost.cycles, k.reason), f"{k.macs:,}")
         for k in cost.kernels
     ]
@@ -248,12 +251,29 @@ def show_targets(rows: Sequence[Mapping[str, Any]]) -> None:
 def show_card(card: Mapping[str, Any]) -> None:
     """One target's card, a line a field."""
     for key, value in card.items():
-        if isinstance(value, Mapping):
+        if key == "channel_curve":
+            _show_curve(value)
+        elif isinstance(value, Mapping):
             print(f"{key}:")
             for inner, text in value.items():
                 print(f"  {inner}: {text}")
         else:
             print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def _show_curve(curve: Mapping[str, Any]) -> None:
+    """What channels cost, as a line of blocks over a ruler."""
+    steps = [int(step) for step in curve["steps"]]
+    line = sparkline(curve["cost"])
+    ruler = [" "] * (len(line) + 3)
+    every = steps[-1] if steps else 16
+    for width in range(every, len(line) + 1, every):
+        ruler[width - 1 : width - 1 + len(str(width))] = str(width)
+    print(
+        f"channel steps: {', '.join(map(str, steps)) or 'none'} (read off the learned model)\n"
+        f"  cost per output channel of a 3x3 convolution, 1 to {len(line)} channels; low is good\n"
+        f"  {line}\n  {''.join(ruler).rstrip()}"
+    )
 
 
 def _short(name: str, width: int = 40) -> str:

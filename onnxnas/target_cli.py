@@ -50,17 +50,43 @@ def target_list(json_to: JsonOpt = None) -> None:
 
 @app.command("show")
 def target_show(
-    name: Annotated[str, typer.Argument(metavar="TARGET")], json_to: JsonOpt = None
+    name: Annotated[str, typer.Argument(metavar="TARGET")],
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw what channels cost.")
+    ] = None,
+    json_to: JsonOpt = None,
 ) -> None:
-    """Show one target's card."""
+    """Show one target's card, and by its learned model which channel counts are cheap."""
     from onnxnas import console
     from onnxnas.plugins import load_target
 
-    card = load_target(name).target.to_dict()
+    backend = load_target(name)
+    card, learned = backend.target.to_dict(), backend.predictor()
+    if learned is not None:
+        from onnxnas.hwmodels.curation import ChannelCurve
+
+        curve = ChannelCurve.of(learned)
+        card["channel_curve"] = {"cost": curve.cost.tolist(), "steps": list(curve.steps)}
+    if plot is not None:
+        _plot(plot, card)
     if json_to:
         write_json(json_to, card)
     if json_to != "-":
         console.show_card(card)
+
+
+def _plot(path: Path, card: dict[str, Any]) -> None:
+    from onnxnas.curve_picture import draw_curve
+
+    if "channel_curve" not in card:
+        raise UsageError(f"Target {card['name']!r} has no trained cost model to draw a curve of.")
+    if path.suffix != ".png":
+        raise UsageError(f"The picture is a PNG: name it {path.stem}.png, not {path.name}.")
+    curve = card["channel_curve"]
+    try:
+        path.write_bytes(draw_curve(curve["cost"], curve["steps"], card["title"]))
+    except OSError as error:
+        raise UsageError(f"Cannot write {path}: {error.strerror}.") from error
 
 
 @app.command()
@@ -113,7 +139,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the regression.")] = 0,
 ) -> None:
     """Train the cost model of a target on measured networks."""
-    from onnxnas.hwmodels import dataset, training
+    from onnxnas.hwmodels import curation, dataset, training
     from onnxnas.plugins import load_target
 
     backend = load_target(name)
@@ -123,10 +149,12 @@ def train(
         dataset.read(data / name), fields, _source(backend), training.Settings(seed=seed)
     )
     training.write(trained, path)
+    steps = curation.write_steps(trained.model, path)
     found = trained.errors["all"]
     print(
         f"{path}: trained on {trained.model.entry['networks']} networks; on {found.count} held-out "
-        f"ones MAPE {found.mape:.2%}, Kendall tau {found.kendall:.3f}"
+        f"ones MAPE {found.mape:.2%}, Kendall tau {found.kendall:.3f}; channels step at "
+        f"{', '.join(map(str, steps)) or 'no multiple, the card keeps its own'}"
     )
 
 

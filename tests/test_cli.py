@@ -299,3 +299,20 @@ def test_a_share_that_is_none_is_refused(
     assert capfd.readouterr().err == (
         f"onnxnas: Cannot read --max-uncovered {share!r}: write it as 10% or 0.1.\n"
     )
+
+
+def test_a_target_shows_which_channel_counts_are_cheap(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "curve.png"
+    assert run("target", "show", "ethos-u55-128", "--plot", picture, "--json", "-") == 0
+    card = json.loads(capfd.readouterr().out)
+    assert card["channel_multiples"] == card["channel_curve"]["steps"] == [8]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert run("target", "show", "ethos-u55-128") == 0
+    stdout = capfd.readouterr().out
+    assert "channel steps: 8 (read off the learned model)" in stdout
+    assert "▁" in stdout
+    for wrong in (tmp_path / "curve.jpg", tmp_path / "no" / "curve.png"):
+        assert run("target", "show", "ethos-u55-128", "--plot", wrong) == 2
+        assert wrong.name in capfd.readouterr().err
