@@ -82,12 +82,15 @@ class Pass(ABC):
         order: rewrites of one candidate are applied in ascending order of this, then in the
             order of `find_sites`. Structure first, widths next, kernels last.
         min_opset: on models of an older opset the pass declines everything.
+        resizes: its rewrites give feature maps other sizes; what is fitted beside them is fitted
+            to what the original says at that size.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     order: ClassVar[int]
     min_opset: ClassVar[int] = 9
+    resizes: ClassVar[bool] = False
 
     @abstractmethod
     def find_sites(self, graph: Any, target: Target, why: Why) -> Iterable[Site]:

@@ -158,7 +158,7 @@ class Recovery:
         decided = {s.id: (s, c) for s, c in self.space.decided(candidate)}
         recovered = [(s, c) for s, c in decided.values() if c.exactness == "recovered"]
         place = {t.name: i for i, node in enumerate(self.graph.nodes) for t in node.outputs}
-        recovered.sort(key=lambda decision: place[decision[0].tensor])
+        recovered.sort(key=lambda decision: place.get(decision[0].tensor, -1))  # inputs first
         moves = [(site.id, choice.label) for site, choice in recovered]
         alone, refused = self.alone(moves)
         self.tick()
@@ -177,7 +177,7 @@ class Recovery:
                 found[site.id, choice.label] = kept
             else:
                 if targets is None:
-                    targets = self._targets([s for s, _ in recovered[done:]])
+                    targets = self._targets([s for s, _ in recovered[done:]], candidate)
                 start = alone[site.id, choice.label]
                 rounds = self.passes[site.pass_name].rounds(self.graph, site, start, self.tick)
                 weights = values_only(found)
@@ -219,9 +219,17 @@ class Recovery:
             return str(gone)
         return ""
 
-    def _targets(self, sites: Sequence[Site]) -> Targets:
+    def _targets(self, sites: Sequence[Site], candidate: Candidate) -> Targets:
+        """What the original says, at the sizes that its feature maps have in a candidate."""
+        sized = [
+            (site.id, choice.label)
+            for site, choice in self.space.decided(candidate)
+            if self.passes[site.pass_name].resizes
+        ]
+        only = Candidate.of(dict(sized))
+        original = apply_candidate(self.graph, self.space, only, self.passes).graph
         samplings = [s for site in sites for s in self._samplings(site)]
-        rows = self.rows.run(self.graph, {s.target for s in samplings}, self.tick)
+        rows = self.rows.run(original, {s.target for s in samplings}, self.tick)
         return read_targets(samplings, rows, self.rows.reads, self.seed)
 
     def _in_rounds(
