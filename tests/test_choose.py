@@ -17,12 +17,15 @@ from oracle import run
 from onnxnas import gradient_fit, pipeline
 from onnxnas import prepare as prepare_module
 from onnxnas.calibration import Calibration, load_calibration
-from onnxnas.errors import UsageError
+from onnxnas.errors import InfeasibleError, UsageError
 from onnxnas.graph import contract
+from onnxnas.objectives import Limit
 from onnxnas.prepare import prepare
+from onnxnas.recipe import Recipe
 from onnxnas.recovery_search import RecoverySearch
 from onnxnas.report import markdown, schema
 from onnxnas.result import Result
+from onnxnas.sites import Candidate
 
 
 @pytest.fixture(autouse=True)
@@ -160,17 +163,114 @@ def test_out_of_time_keeps_what_there_is(optimize: Optimize) -> None:
 def test_an_interrupted_search_hands_out_the_best_so_far(
     optimize: Optimize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finalist = RecoverySearch.finalist
+    judge = RecoverySearch.single_shot
     calls = []
 
     def interrupted(self: RecoverySearch, *args: Any) -> Any:
         calls.append(args)
         if len(calls) > 1:
             raise KeyboardInterrupt
-        return finalist(self, *args)
+        return judge(self, *args)
 
-    monkeypatch.setattr(RecoverySearch, "finalist", interrupted)
+    monkeypatch.setattr(RecoverySearch, "single_shot", interrupted)
     result = optimize(network(), max_drop=0.3)
     assert result.interrupted
     assert result.exactness == "recovered"
     assert len(result.search["recovery"]["finalists"]) == 1
+
+
+QUICK: dict[str, Any] = {
+    "passes": ["depthwise-to-standard", "resize-ibn", "linearize-block"],
+    "max_drop": 0.02,
+}
+
+
+def test_quick_takes_weights_as_they_were_fitted_alone(optimize: Optimize, tmp_path: Path) -> None:
+    model = no_classes()
+    result = optimize(model, effort="quick", **QUICK)
+    assert {f["evaluation"] for f in result.search["recovery"]["finalists"]} == {"single-shot"}
+    assert result.recipe.fitted == "alone"
+    again = pipeline.apply(
+        model, result.recipe, calibration=data(tmp_path, model), library=tmp_path / "other"
+    )
+    assert again.model.SerializeToString() == result.model.SerializeToString()
+    assert not result.contributions
+
+
+def test_the_front_holds_the_original_and_the_chosen_one(optimize: Optimize) -> None:
+    result = optimize(no_classes(), **QUICK)
+    assert [p.label for p in result.front].count("original") == 1
+    (chosen,) = [p for p in result.front if p.chosen]
+    assert chosen.candidate == result.recipe.candidate
+    assert chosen.cycles == result.optimized.cost.cycles
+    named = [p for p in result.front if p.label not in ("", "original")]
+    assert [p.label for p in named] == list("ABCDE")[: len(named)]
+    assert len(named) > 1
+    jsonschema.validate(result.to_dict(), schema())
+    assert next(p["phase"] for p in result.search["phases"]) == "reading the data"
+
+
+def test_named_candidates_are_written_and_do_what_their_recipes_say(
+    optimize: Optimize, tmp_path: Path
+) -> None:
+    model = no_classes()
+    result = optimize(model, effort="quick", export_front=True, **QUICK)
+    result.write(tmp_path / "out.onnx")
+    folder = tmp_path / "out.run" / "candidates"
+    labels = [p.label for p in result.front if p.label not in ("", "original")]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        f"{label}.{suffix}" for label in labels for suffix in ("onnx", "toml")
+    )
+    calibration = data(tmp_path, model)
+    again = pipeline.apply(
+        model, folder / "A.toml", calibration=calibration, library=tmp_path / "library"
+    )
+    assert again.model.SerializeToString() == (folder / "A.onnx").read_bytes()
+
+
+def test_thorough_tries_more_than_normal(optimize: Optimize) -> None:
+    options: dict[str, Any] = {**QUICK, "max_drop": 0.004}
+    normal, thorough = (optimize(no_classes(), effort=e, **options) for e in ("normal", "thorough"))
+    assert thorough.search["evaluations"] >= normal.search["evaluations"]
+    assert thorough.search["looked_up"] > normal.search["looked_up"]
+    assert thorough.optimized.cost.cycles <= normal.optimized.cost.cycles
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "random", "evolution"])
+def test_other_strategies_find_something_too(optimize: Optimize, strategy: str) -> None:
+    result = optimize(no_classes(), effort="quick", strategy=strategy, **QUICK)
+    assert result.exactness == "recovered"
+    assert result.search["strategy"].startswith(strategy)
+
+
+def test_limits_decide_what_is_chosen(optimize: Optimize) -> None:
+    model = no_classes()
+    macs = optimize(model, rows=0).original.cost.macs
+    limits = [Limit.parse("macs", "-60%")]
+    result = optimize(model, objective=["quality"], limits=limits, passes=QUICK["passes"])
+    assert result.optimized.cost.macs <= 0.4 * macs
+    milder = [Limit.parse("macs", "-20%")]
+    other = optimize(model, objective=["quality"], limits=milder, passes=QUICK["passes"])
+    assert 0.4 * macs < other.optimized.cost.macs <= 0.8 * macs
+
+    def lost(found: Result) -> float:
+        return next(p for p in found.front if p.chosen).losses[0].value
+
+    assert lost(other) < lost(result)
+
+
+def test_what_cannot_be_met_is_said_with_the_way_out(optimize: Optimize) -> None:
+    with pytest.raises(InfeasibleError, match=r"--max-latency -99%.*relax it to --max-latency -8"):
+        optimize(no_classes(), rows=0, limits=[Limit.parse("latency", "-99%")])
+    with pytest.raises(UsageError, match="Unknown effort 'quik': did you mean 'quick'"):
+        optimize(no_classes(), rows=0, effort="quik")
+
+
+def test_a_search_starts_from_a_recipe(optimize: Optimize) -> None:
+    model = no_classes()
+    sites = [s.id for s in prepare(model).space if s.pass_name == "linearize-block"]
+    start = Recipe("toy", Candidate.of({sites[0]: "shortcut", "linearize-block@nowhere": "linear"}))
+    again = optimize(model, effort="quick", start_from=start, **QUICK)
+    tried = [f["candidate"] for f in again.search["recovery"]["finalists"]]
+    assert any(f"{sites[0]}=shortcut" in text for text in tried)
+    assert any("nowhere" in warning for warning in again.warnings)
