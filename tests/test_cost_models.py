@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,10 @@ from onnxnas.hwmodels.accuracy import accuracy
 from onnxnas.hwmodels.baseline import Baseline
 from onnxnas.hwmodels.catboost_model import CatBoostCostModel
 from onnxnas.hwmodels.coverage import Coverage
-from onnxnas.hwmodels.curation import ChannelCurve, write_steps
 from onnxnas.hwmodels.features import FEATURES, feature_matrix
 from onnxnas.hwmodels.kernel_table import KernelTable
 from onnxnas.hwmodels.qualification import PREDICTED, Subject, qualify
 from onnxnas.kernels import split_kernels
-from onnxnas.plugins import load_predictor, load_target
 
 SOURCE = training.Source("toy", "1.0", "estimate")
 QUICK = training.Settings(
@@ -348,43 +345,6 @@ def test_a_good_model_qualifies_and_a_bad_one_does_not(model: CatBoostCostModel)
     assert "mape is" in strict.shortfalls[0]
     failing = qualify(model, Stumbling(refuses="g"), subjects[:1], {})
     assert failing.failed == (("t2000", "Not today."),)
-
-
-def test_channel_steps_are_read_off_the_cost_curve(tmp_path: Path) -> None:
-    curve = ChannelCurve.of(ToyCostModel())
-    assert curve.steps == (8,)
-    assert (curve.widths[0], curve.cost[-1]) == (1, 1.0)
-    card = tmp_path / "toy.json"
-    card.write_text(json.dumps(TARGET.to_dict()), encoding="utf-8")
-    assert write_steps(ToyCostModel(), card) == (8,)
-    written = json.loads(card.read_text(encoding="utf-8"))
-    assert written == {**TARGET.to_dict(), "channel_multiples": [8]}
-
-
-def test_a_curve_without_steps_gives_none_and_leaves_the_card_alone(tmp_path: Path) -> None:
-    assert ChannelCurve(np.arange(1, 98), np.arange(1, 98) / 97).steps == ()
-
-    class Smooth(ToyCostModel):
-        def cost_many(self, graphs: Any) -> list[Cost]:
-            return [replace(self.cost(g), kernels=tuple(smooth(g))) for g in graphs]
-
-    def smooth(graph: Any) -> list[KernelCost]:
-        return [
-            KernelCost(n.outputs[0].name, n.op, (n.outputs[0].name,), float(n.outputs[0].shape[1]))
-            for n in graph.nodes
-        ]
-
-    card = tmp_path / "toy.json"
-    card.write_text("{}", encoding="utf-8")
-    assert write_steps(Smooth(), card) == ()
-    assert card.read_text(encoding="utf-8") == "{}"
-
-
-@pytest.mark.parametrize("name", ["ethos-u55-128", "ethos-u85-512"])
-def test_the_widths_passes_round_to_are_those_of_the_learned_curve(name: str) -> None:
-    learned = load_predictor(name)
-    assert learned is not None
-    assert load_target(name).target.channel_multiples == ChannelCurve.of(learned).steps
 
 
 def test_accuracy_of_known_figures() -> None:
