@@ -16,7 +16,7 @@ from onnxnas.quality import Quality, Task, compare
 from onnxnas.recipe import Recipe
 from onnxnas.result import Exported, Result
 from onnxnas.search import LedgerRow, Progress, Trial
-from onnxnas.sites import Candidate, SearchSpace
+from onnxnas.sites import Candidate
 from onnxnas.transfer import fingerprints
 from onnxnas.verify import Verification, find_guilty, verify
 from onnxnas.version import __version__
@@ -121,14 +121,9 @@ def recipe_of(prepared: Prepared, candidate: Candidate, fitted: str) -> Recipe:
         {site.id: choice.exactness for site, choice in prepared.space.decided(candidate)},
         f"onnxnas {__version__}",
         prepared.sha256,
-        fingerprints(candidate, _every_site(prepared), prepared.graph),
+        fingerprints(candidate, prepared.every_site, prepared.graph),
         fitted,
     )
-
-
-def _every_site(prepared: Prepared) -> SearchSpace:
-    """Also those that rules took out: a place is counted among all that are like it."""
-    return prepared.space if prepared.ruled is None else prepared.ruled.before
 
 
 def build(

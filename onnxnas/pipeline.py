@@ -179,9 +179,16 @@ def _start(
     if recipe is None:
         return Candidate(), ()
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
-    found = matches(recipe, prepared.space, prepared.graph)
-    made = Candidate.of(dict(m.found for m in found if m.found))
-    return made, tuple(f"Start: {m}" for m in found if m.moved or not m.found)
+    found = matches(recipe, prepared.every_site, prepared.graph)
+    left = {(s.id, c.label) for s in prepared.space for c in s.choices}
+    made = Candidate.of(dict(m.found for m in found if m.found in left))
+    told = [f"Start: {m}" for m in found if m.moved or not m.found]
+    told += [
+        f"Start: a rule takes out {'='.join(m.found)}"
+        for m in found
+        if m.found and m.found not in left
+    ]
+    return made, tuple(told)
 
 
 def _contributions(

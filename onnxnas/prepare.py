@@ -72,6 +72,11 @@ class Prepared:
     external: bool = False
     ruled: Ruled | None = None
 
+    @property
+    def every_site(self) -> SearchSpace:
+        """Also what rules took out: a place is told from others by all that are like it."""
+        return self.space if self.ruled is None else self.ruled.before
+
 
 def prepare(
     model: str | Path | Any,
@@ -148,6 +153,7 @@ def prepare(
         cost_model,
         shapes,
         (
+            *cost_model.caveats(),
             *(f"Pass {b.name!r} of {b.owner} cannot be loaded: {b.reason}" for b in broken),
             *(ruled.warnings if ruled else ()),
         ),

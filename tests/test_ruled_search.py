@@ -56,6 +56,14 @@ def test_rules_bind_the_search_and_their_price_is_told(tmp_path: Path) -> None:
     assert sum(r["cost"]["value"] for r in data["rules"]) == pytest.approx(lost)
 
 
+def test_a_start_keeps_to_the_rules(tmp_path: Path) -> None:
+    free = onnxnas.optimize(model(), "toy")
+    (tmp_path / "r.toml").write_text('depthwise-to-standard = "never"')
+    found = onnxnas.optimize(model(), "toy", rules=tmp_path / "r.toml", start_from=free.recipe)
+    assert not any("depthwise" in site for site, _ in found.recipe.candidate.decisions)
+    assert sum("a rule takes depthwise-to-standard@" in w for w in found.warnings) == 2
+
+
 def test_forcing_what_has_to_be_fitted_needs_data(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Rules force .*--calibration"):
         ruled(tmp_path, 'resize-ibn = "force to-16"')
