@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxnas.hwmodels.ethos_modelled import Modelled
 from onnxnas.hwmodels.kernel_table import KernelTable
 
-TERMS = ("work", "output", "input", "weights", "fixed", "far", "far_rows")
+TERMS = ("work", "output", "input", "weights", "fixed", "far", "far_rows", "modelled")
 """Multiply-accumulates as an array does them (`_work`); bytes written and bytes read with
 channels rounded up to 16; bytes of encoded weights; one; bytes of DRAM, and those of them that
-lie row by row."""
+lie row by row; cycles as the target's compiler would estimate them (`ethos_modelled`)."""
 
 _ENOUGH = 8
 """Rows an operator needs for prices of its own."""
@@ -43,28 +44,34 @@ class Baseline:
     Attributes:
         prices: operator -> cycles per unit of each of `TERMS`; ``*`` for all others.
         ruling: operator -> the terms whose largest bound is the guess.
+        modelled: estimates for the target, or None: nothing is known about how it works.
     """
 
     prices: Mapping[str, tuple[float, ...]]
     ruling: Mapping[str, tuple[str, ...]]
+    modelled: Modelled | None = None
 
     @classmethod
-    def fit(cls, table: KernelTable, cycles: NDArray[Any]) -> Baseline:
+    def fit(
+        cls, table: KernelTable, cycles: NDArray[Any], modelled: Modelled | None = None
+    ) -> Baseline:
         """Prices from kernels that cost anything; NaN and zero are left out."""
-        units = terms(table)
+        units = terms(table, modelled)
         prices, ruling = {}, {}
         costs = np.nan_to_num(cycles) > 0
         for op in [*np.unique(table.ops).tolist(), _ANY]:
             rows = costs & ((table.ops == op) | (op == _ANY))
             if rows.sum() >= _ENOUGH or op == _ANY:
                 prices[str(op)], ruling[str(op)] = _fitted(units[rows], cycles[rows])
-        return cls(prices, ruling)
+        return cls(prices, ruling, modelled)
 
     def bounds(self, table: KernelTable) -> NDArray[np.float64]:
         """Cycles per row and term, [rows, len(TERMS)]."""
         names, codes = np.unique(table.ops, return_inverse=True)
         prices = np.array([self.prices.get(str(n), self.prices[_ANY]) for n in names])
-        result: NDArray[np.float64] = terms(table) * prices.reshape(-1, len(TERMS))[codes]
+        result: NDArray[np.float64] = (
+            terms(table, self.modelled) * prices.reshape(-1, len(TERMS))[codes]
+        )
         return np.maximum(result, _LEAST)
 
     def guess(self, table: KernelTable, bounds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -72,8 +79,10 @@ class Baseline:
         names, codes = np.unique(table.ops, return_inverse=True)
         rules = [self.ruling.get(str(n), self.ruling[_ANY]) for n in names]
         masks = np.array([[t in rule for t in TERMS] for rule in rules], np.float64)
-        result: NDArray[np.float64] = (bounds * masks.reshape(-1, len(TERMS))[codes]).max(axis=1)
-        return np.maximum(result, _LEAST)
+        mask = masks.reshape(-1, len(TERMS))[codes]
+        # Kernels without an estimate are guessed from what they write.
+        mask[bounds[:, TERMS.index("modelled")] <= _LEAST, TERMS.index("output")] = 1.0
+        return np.maximum((bounds * mask).max(axis=1), _LEAST)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -86,11 +95,15 @@ class Baseline:
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Baseline:
-        """The reverse of `to_dict`."""
+    def from_dict(cls, fields: Mapping[str, Any], modelled: Modelled | None = None) -> Baseline:
+        """The reverse of `to_dict`, in which the estimates are not; of fewer `TERMS`, too."""
         return cls(
-            {op: tuple(v["prices"]) for op, v in fields.items()},
+            {
+                op: (*v["prices"], *[0.0] * (len(TERMS) - len(v["prices"])))
+                for op, v in fields.items()
+            },
             {op: tuple(v["ruling"]) for op, v in fields.items()},
+            modelled,
         )
 
 
@@ -115,8 +128,9 @@ def _fitted(
     return tuple(float(p) * typical for p in lowest), tuple(TERMS[i] for i in chosen)
 
 
-def terms(table: KernelTable) -> NDArray[np.float64]:
+def terms(table: KernelTable, modelled: Modelled | None = None) -> NDArray[np.float64]:
     """Amounts of work and traffic, [rows, len(TERMS)]."""
+    cycles = np.zeros(len(table)) if modelled is None else modelled.cycles(table)
     cin, cout = table["in_channels"], table["out_channels"]
     return np.stack(
         [
@@ -127,6 +141,7 @@ def terms(table: KernelTable) -> NDArray[np.float64]:
             np.ones(len(table)),
             table["far_in"] + table["far_out"],
             table["far_rows"],
+            cycles,
         ],
         axis=1,
     )

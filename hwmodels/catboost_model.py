@@ -24,6 +24,7 @@ from onnxnas.cost import Cost, KernelCost, KernelCostModel, SeenKernel, Target
 from onnxnas.errors import UsageError
 from onnxnas.hwmodels.baseline import Baseline
 from onnxnas.hwmodels.coverage import Coverage
+from onnxnas.hwmodels.ethos_modelled import Modelled
 from onnxnas.hwmodels.features import FEATURES, feature_matrix
 from onnxnas.hwmodels.kernel_table import KernelTable
 from onnxnas.hwmodels.peak_memory import live_bytes, stored_weights, with_memory
@@ -76,7 +77,9 @@ class CatBoostCostModel(KernelCostModel):
         self._trees = trees
         self._ops: list[str] = list(entry["ops"])
         self._activations: list[str] = list(entry["activations"])
-        self._baseline = Baseline.from_dict(entry["baseline"])
+        self._baseline = Baseline.from_dict(entry["baseline"], Modelled(target))
+        names = list(FEATURES)
+        self._columns = [names.index(name) for name in entry["features"]]
         self._coverage = Coverage.from_dict(entry["coverage"])
         self._interval = Interval(entry["interval"]["operators"], entry["interval"]["network"])
         self._statistics = WeightStatistics()
@@ -168,7 +171,8 @@ class CatBoostCostModel(KernelCostModel):
         """Features and baseline of every row."""
         bounds = self._baseline.bounds(table)
         base = self._baseline.guess(table, bounds)
-        return feature_matrix(table, bounds, base, self._ops, self._activations), base
+        matrix = feature_matrix(table, bounds, base, self._ops, self._activations)
+        return np.ascontiguousarray(matrix[:, self._columns]), base
 
     def _logs(self, rows: Sequence[bytes]) -> NDArray[np.float64]:
         """What the trees say to rows of features."""
@@ -233,7 +237,7 @@ def load(card: Path) -> CatBoostCostModel:
         raise UsageError(
             f"Target {card.stem!r} has no trained cost model: run 'onnxnas target train'."
         )
-    if entry["format"] != FORMAT or entry["features"] != list(FEATURES):
+    if entry["format"] != FORMAT or not set(entry["features"]) <= set(FEATURES):
         raise UsageError(
             f"The cost model of {card.stem!r} was trained by another version of onnxnas: run "
             "'onnxnas target train' again."

@@ -20,6 +20,10 @@ _MAX_WEIGHTS = 600_000
 about width that their cost per weight does not."""
 
 
+_ACTIVATIONS = (
+    "Relu6", "Relu", "HardSwish", "HardSwishParts", "LeakyRelu", "Silu", "PRelu", "Gelu",
+)  # fmt: skip
+_HOW_OFTEN = (0.3, 0.25, 0.1, 0.08, 0.1, 0.07, 0.08, 0.02)
 _MAX_ARGMAX = 40_000
 """Pixels: some compilers schedule the arg-max of each one alone, which takes them minutes."""
 
@@ -29,32 +33,22 @@ class NetworkBuilder:
 
     Attributes:
         rng: all chance comes from it.
+        aspect: width over height of the image; 0 draws it.
+        stems: widths of the first convolution to choose from.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.graph = gs.Graph(opset=OPSET)
         self._count = 0
-        self.activation = str(
-            rng.choice(
-                [
-                    "Relu6",
-                    "Relu",
-                    "HardSwish",
-                    "HardSwishParts",
-                    "LeakyRelu",
-                    "Silu",
-                    "PRelu",
-                    "Gelu",
-                ],
-                p=[0.3, 0.25, 0.1, 0.08, 0.1, 0.07, 0.08, 0.02],
-            )
-        )
+        self.activation = str(rng.choice(_ACTIVATIONS, p=_HOW_OFTEN))
         self.divisor = int(rng.choice([8, 8, 8, 16, 4, 32, 1]))
         self.symmetric = bool(rng.random() < 0.6)
         self.windows = rng.choice([3, 5, 7, 1], size=3, p=[0.62, 0.23, 0.1, 0.05])
         self.breaks = float(rng.choice([0.0, 0.1, 0.3]))
         self.spread = float(rng.choice([0.0, 0.5, 1.0]))
+        self.aspect = 0.0
+        self.stems = (8, 16, 16, 24, 32, 32)
 
     # Chance
 
@@ -90,26 +84,30 @@ class NetworkBuilder:
 
     # Tensors
 
-    def image(self, stem: bool, largest: int = 352, halvings: int = 0) -> Any:
+    def image(self, stem: bool, largest: int = 352, halvings: int = 0, odd: float = 0.25) -> Any:
         """The network's input, and its first strided convolution.
 
         Args:
             stem: with that convolution.
             largest: rows at most.
             halvings: times the size can be halved without a remainder, or with one of 1 always.
+            odd: probability of the latter.
         """
         height = int(self.rng.choice([48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 352, 416]))
         width = height if self.chance(0.75) else int(height * self.rng.choice([0.5, 0.75, 1.5]))
+        if self.aspect:
+            height = min(height, 112)
+            width, largest = int(height * self.aspect), 1024
         step = 2**halvings
         height, width = (max(step, min(v, largest) // step * step) for v in (height, width))
-        if self.chance(0.25):
+        if self.chance(odd):
             height, width = height + 1, width + 1
         channels = int(self.rng.choice([3, 3, 3, 1, 4]))
         x = gs.Variable("image", np.dtype(np.float32), [1, channels, height, width])
         self.graph.inputs.append(x)
         if not stem:
             return x
-        width = int(self.rng.choice([8, 16, 16, 24, 32, 32]))
+        width = int(self.rng.choice(self.stems))
         return self.activate(self.conv(x, width, self.pick(3, 3, 3, 5, 7), 2))
 
     def channels(self, x: Any) -> int:

@@ -30,6 +30,9 @@ TRAINING_FAMILIES: tuple[str, ...] = (
 )
 """Drawn from in turn."""
 
+RARE_FAMILIES: Mapping[int, str] = {44: "large-maps", 26: "flat", 17: "thin"}
+"""Take these places of every 45 networks."""
+
 HELD_OUT_FAMILIES: tuple[str, ...] = ("attention-detector", "encoder-decoder")
 """Never trained on: they show how a model does on networks built in other ways."""
 
@@ -49,7 +52,9 @@ def sample_network(family: str, seed: int) -> Any:
 def training_plan(count: int, first: int = 0) -> list[tuple[str, int]]:
     """Family and seed of `count` training networks, starting with the one numbered `first`."""
     numbers = range(first, first + count)
-    return [(TRAINING_FAMILIES[n % len(TRAINING_FAMILIES)], n) for n in numbers]
+    cycle = 5 * len(TRAINING_FAMILIES)
+    common = TRAINING_FAMILIES
+    return [(RARE_FAMILIES.get(n % cycle, common[n % len(common)]), n) for n in numbers]
 
 
 def _bottlenecks(b: NetworkBuilder) -> None:
@@ -196,6 +201,43 @@ def _maps(b: NetworkBuilder) -> None:
     b.dense_map(b.conv(x, int(b.rng.integers(1, 36))))
 
 
+def _flat(b: NetworkBuilder) -> None:
+    """Images of text lines, signals and spectra: much wider than high, or the reverse."""
+    b.aspect = float(b.rng.choice([3, 4, 6, 0.25]))
+    b.pick(_bottlenecks, _bottlenecks, _separable, _residual)(b)
+
+
+def _thin(b: NetworkBuilder) -> None:
+    """Few channels at high resolution, as the first stages of the smallest detectors."""
+    b.divisor = int(b.pick(2, 4, 4))
+    b.stems = (4, 6, 8, 8)
+    x = b.image(stem=True, largest=416, halvings=4)
+    for width, repeats, stride in b.stages(int(b.rng.integers(3, 8)), 5):
+        expansion, window = b.rng.choice([1, 2, 4, 6]), b.pick(3, 3, 5)
+        for i in range(repeats):
+            x = b.bottleneck(x, width, expansion, window, stride if i == 0 else 1)
+    b.head(x, int(b.rng.integers(6, 80)))
+
+
+def _large_maps(b: NetworkBuilder) -> None:
+    """The end of a segmenter at its full size: large resizes and the arg-max of many pixels."""
+    x = b.image(stem=True, largest=128, halvings=4, odd=0.8)
+    if b.chance(0.6):
+        x = b.activate(b.conv(x, b.round(int(b.rng.integers(8, 33))), 3, 2))
+    x = b.conv(x, int(b.rng.integers(2, 34)))
+    pixels = int(b.rng.choice([60_000, 120_000, 280_000]))
+    height, width = b.size(x)
+    if height % 2 and width % 2:
+        scale = max((s for s in (2, 4, 8, 16) if height * width * s * s <= pixels), default=1)
+        if scale > 1:
+            x = b.resize(x, (height * scale - scale + 1, width * scale - scale + 1), linear=True)
+    else:  # in steps of 2, the only ones that all targets have
+        while height * width * 4 <= pixels:
+            height, width = 2 * height, 2 * width
+            x = b.resize(x, (height, width))
+    b.output(b.op("ArgMax", [x], [1, *b.size(x)], np.int64, axis=1, keepdims=0))
+
+
 def _attention_detector(b: NetworkBuilder) -> None:
     """Held out: a squeeze-excite backbone of mixed blocks, a bottom-up and top-down neck."""
     x = b.image(stem=True, largest=320, halvings=5)
@@ -253,6 +295,9 @@ _FAMILIES: Mapping[str, Callable[[NetworkBuilder], None]] = {
     "segmenter": _segmenter,
     "concatenating": _concatenating,
     "maps": _maps,
+    "large-maps": _large_maps,
+    "flat": _flat,
+    "thin": _thin,
     "attention-detector": _attention_detector,
     "encoder-decoder": _encoder_decoder,
 }

@@ -21,6 +21,7 @@ from onnxnas.hwmodels.baseline import Baseline
 from onnxnas.hwmodels.catboost_model import FORMAT, CatBoostCostModel, read_target, root_sum
 from onnxnas.hwmodels.coverage import Coverage
 from onnxnas.hwmodels.dataset import Dataset
+from onnxnas.hwmodels.ethos_modelled import Modelled
 from onnxnas.hwmodels.features import FEATURES, GROUPS, feature_matrix
 from onnxnas.hwmodels.kernel_table import KernelTable
 
@@ -30,8 +31,9 @@ MAX_BYTES = 2_000_000
 _HELD_OUT = 10
 """One network in so many is held out to measure errors; the shipped trees see it again."""
 _QUANTILE = 0.9
-_FLOOR = 1e-3
-"""Kernels that cost nothing count as this part of their baseline: logarithms need a number."""
+_FLOOR = 0.03
+"""Kernels that cost nothing count as this part of their baseline: logarithms need a number, and
+smaller ones would keep the trees busy with what adds next to nothing."""
 _ENOUGH = 20
 """Kernels of an operator that make a quantile of its own."""
 
@@ -50,13 +52,13 @@ class Settings:
     """
 
     trees: Mapping[str, int] = field(
-        default_factory=lambda: {"conv": 900, "depthwise": 300, "other": 250}
+        default_factory=lambda: {"conv": 300, "depthwise": 150, "other": 100}
     )
     depth: Mapping[str, int] = field(
         default_factory=lambda: {"conv": 6, "depthwise": 6, "other": 4}
     )
     learning_rate: Mapping[str, float] = field(
-        default_factory=lambda: {"conv": 0.08, "depthwise": 0.08, "other": 0.12}
+        default_factory=lambda: {"conv": 0.1, "depthwise": 0.1, "other": 0.12}
     )
     features_share: float = 0.4
     seed: int = 0
@@ -132,16 +134,18 @@ def train(
         )
     kept = data.select(lambda name: name not in held)
     test = data.select(lambda name: name in held)
-    entry = _entry(kept, source)
-    model = CatBoostCostModel(read_target(card), _fit(kept, entry, settings), entry)
+    target = read_target(card)
+    modelled = Modelled(target)
+    entry = _entry(kept, source, modelled)
+    model = CatBoostCostModel(target, _fit(kept, entry, settings, modelled), entry)
     predicted = model.predict(test.table)
     errors = by_family(test, predicted)
-    entry = _entry(data, source)
+    entry = _entry(data, source, modelled)
     entry["interval"] = _interval(test, predicted)
     entry["thresholds"] = dict(card.get("cost_model", {}).get("thresholds", THRESHOLDS))
     entry["errors"] = {name: value.to_dict() for name, value in errors.items()}
-    trees = _fit(data, entry, settings)
-    return Trained(CatBoostCostModel(read_target(card), trees, entry), trees, errors)
+    trees = _fit(data, entry, settings, modelled)
+    return Trained(CatBoostCostModel(target, trees, entry), trees, errors)
 
 
 def write(trained: Trained, card: Path) -> None:
@@ -180,7 +184,7 @@ def by_family(data: Dataset, predicted: NDArray[np.float64]) -> dict[str, Accura
     return result
 
 
-def _entry(data: Dataset, source: Source) -> dict[str, Any]:
+def _entry(data: Dataset, source: Source, modelled: Modelled) -> dict[str, Any]:
     """The card's entry, without what only held-out networks can tell."""
     known = ~np.isnan(data.cycles)
     seen = KernelTable(
@@ -189,7 +193,7 @@ def _entry(data: Dataset, source: Source) -> dict[str, Any]:
         data.table.numbers[known],
         np.zeros(1, np.int64),
     )
-    baseline = Baseline.fit(seen, data.cycles[known])
+    baseline = Baseline.fit(data.table, data.cycles, modelled)
     return {
         "format": FORMAT,
         "backend": source.backend,
@@ -211,9 +215,9 @@ def _entry(data: Dataset, source: Source) -> dict[str, Any]:
     }
 
 
-def _fit(data: Dataset, entry: Mapping[str, Any], settings: Settings) -> Any:
+def _fit(data: Dataset, entry: Mapping[str, Any], settings: Settings, modelled: Modelled) -> Any:
     known = ~np.isnan(data.cycles)
-    baseline = Baseline.from_dict(entry["baseline"])
+    baseline = Baseline.from_dict(entry["baseline"], modelled)
     bounds = baseline.bounds(data.table)
     base = baseline.guess(data.table, bounds)
     matrix = feature_matrix(data.table, bounds, base, entry["ops"], entry["activations"])
