@@ -58,12 +58,11 @@ def main() -> None:
     print("# Search strategies\n\nMade by `python benchmarks/search.py`; what the columns mean and")
     print("how choices are said to harm is in its text.\n")
     print("## Spaces small enough to enumerate\n")
-    small = [(name, table_of(p, cut(p, options.size), options.networks)) for name, p in loaded]
+    small = [(name, table_of(p, cut(p, options.size), options.networks)[0]) for name, p in loaded]
     exact_against_brute_force(small)
     strategies_at_a_tenth(small, options.seeds)
     print("\n## Curated and full spaces\n")
-    whole = [(name, table_of(p, p.space, options.networks)) for name, p in loaded]
-    curated_against_full(whole, options.seeds, options.evaluations)
+    curated_against_full(loaded, options)
 
 
 def cut(prepared: Prepared, most: int) -> SearchSpace:
@@ -152,11 +151,11 @@ def goals(table: CostTable, figures: Array) -> dict[str, Problem]:
     }
 
 
-def exact_against_brute_force(tables: list[tuple[str, tuple[CostTable, float]]]) -> None:
+def exact_against_brute_force(tables: Sequence[tuple[str, CostTable]]) -> None:
     print("`exact` and brute force: the least of the first within limits on the others.\n")
     print("| space | sites | combinations | of them possible | goals | equal | proven | slowest |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, (table, _) in tables:
+    for name, table in tables:
         free = problem_of(table, "latency")
         figures = everything(free)
         equal, proven, slowest, asked = 0, 0, 0.0, goals(table, figures)
@@ -184,12 +183,12 @@ def everything(problem: Problem) -> Array:
     return figures[np.isfinite(figures[:, 0])]
 
 
-def strategies_at_a_tenth(tables: list[tuple[str, tuple[CostTable, float]]], seeds: int) -> None:
+def strategies_at_a_tenth(tables: Sequence[tuple[str, CostTable]], seeds: int) -> None:
     print("\nAfter a tenth of the evaluations (greedy: when it ends), least latency within a loss:")
     print("how far above the optimum, median (and worst) of the seeds.\n")
     print("| space | optimum | evaluations | evolution | random | greedy (evaluations) |")
     print("|---|---|---|---|---|---|")
-    for name, (table, _) in tables:
+    for name, table in tables:
         figures = everything(problem_of(table, "latency"))
         problem = goals(table, figures)["latency, loss"]
         best = figures[problem.goal.feasible(figures), 0].min()
@@ -222,8 +221,9 @@ def walk(problem: Problem, strategy: str, seed: int, budget: int) -> list[tuple[
 
 
 def curated_against_full(
-    tables: list[tuple[str, tuple[CostTable, float]]], seeds: int, budget: int
+    loaded: Sequence[tuple[str, Prepared]], options: argparse.Namespace
 ) -> None:
+    seeds, budget = options.seeds, options.evaluations
     print(f"Curated: only choices that alone save at least {MIN_GAIN:.1%} of the cycles. Least")
     print("latency within a loss by `evolution`: how many seeds come within 1 % of the proven")
     print("optimum of the full space, after how many evaluations (median and quartiles, those")
@@ -232,7 +232,8 @@ def curated_against_full(
         "| network, target | space | log10 size | table | optimum | reached | evaluations | end |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for name, (table, seconds) in tables:
+    for name, prepared in loaded:
+        table, seconds = table_of(prepared, prepared.space, options.networks)
         fastest = Program(problem_of(table, "latency")).best(0, {})
         assert fastest.figures is not None
         problem = problem_of(table, "latency", quality=float(fastest.figures[4]) / 4)
