@@ -165,7 +165,18 @@ class Evaluator:
             if len(views) == 1:  # the cost source chokes on this rewrite, not on the model
                 return [Trial(candidate, None, str(error)) for candidate in views]
             return [self._cost({candidate: views[candidate]})[0] for candidate in views]
-        return [Trial(candidate, cost) for candidate, cost in zip(views, costs, strict=True)]
+        return [self._trial(c, cost) for c, cost in zip(views, costs, strict=True)]
+
+    def _trial(self, candidate: Candidate, cost: Cost) -> Trial:
+        """A costed candidate, unless some of it has no cost where all of the original has one."""
+        if candidate.decisions and cost.unavailable:
+            original = self.evaluate([Candidate()])[0].cost
+            known = Counter(k.op for k in original.unavailable) if original else Counter[str]()
+            for op in Counter(k.op for k in cost.unavailable) - known:
+                kernel = next(k for k in cost.unavailable if k.op == op)
+                reason = f"its {op} has no cost on {cost.target}: {kernel.reason}"
+                return Trial(candidate, None, reason)
+        return Trial(candidate, cost)
 
 
 def cost_values(cost: Cost) -> dict[str, Any]:

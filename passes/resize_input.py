@@ -63,6 +63,8 @@ class ResizeInput(Pass):
         stride, reasons, choices = _total_stride(graph, height), list[str](), list[Choice]()
         for ratio in self.ratios:
             size = _rounded(height, ratio, stride), _rounded(width, ratio, stride)
+            if ratio == 0.5 and height % 2 == width % 2 == 0:
+                size = height // 2, width // 2  # the one size that a pool gives, anywhere
             label = f"to-{size[0]}x{size[1]}"
             if size == (height, width) or label in {c.label for c in choices}:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import numpy as np
 import onnx
 import pytest
 import rewriting
-from fakes import TARGET
+from fakes import TARGET, ToyCostModel
 from fitting import error, recovery, result
 from oracle import assert_same_outputs, random_feeds, run
 
+from onnxnas.cost import Cost
 from onnxnas.graph import from_model
 from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Why
 from onnxnas.passes.resize_ibn import ResizeIbn
 from onnxnas.passes.resize_input import ResizeInput
 from onnxnas.recover import Recovery, values_only
+from onnxnas.search import Evaluator
 from onnxnas.sites import Candidate, SearchSpace
 
 PASS = ResizeInput()
@@ -63,6 +66,8 @@ def test_sizes_are_multiples_of_the_total_stride() -> None:
     assert [c.label for c in sites["x"].choices] == ["to-28x28", "to-24x24", "to-20x20", "to-16x16"]
     sites, _ = rewriting.find(PASS, classifier(33))
     assert [c.params["size"] for c in sites["x"].choices][:2] == [(29, 29), (25, 25)]
+    sites, _ = rewriting.find(PASS, classifier(36))  # a half need be no multiple of the stride
+    assert [c.label for c in sites["x"].choices][-1] == "to-18x18"
     sites, _ = rewriting.find(ResizeInput(ratios=(1.25,)), classifier(32))
     assert [c.label for c in sites["x"].choices] == ["to-40x40"]
 
@@ -90,6 +95,30 @@ def test_the_network_runs_on_the_resized_picture(batch: int | str, opset: int, l
     assert stem.metadata_props
     with pytest.raises(AssertionError):
         assert_same_outputs(small, broken(small, 1.5), feeds)
+
+
+class NoResize(ToyCostModel):
+    """A target that leaves Resize to somebody else."""
+
+    def cost(self, graph: Any) -> Cost:
+        cost = super().cost(graph)
+        kernels = tuple(
+            replace(k, cycles=None, reason="left to the CPU") if k.op == "Resize" else k
+            for k in cost.kernels
+        )
+        cycles = sum(k.cycles or 0.0 for k in kernels)
+        return replace(cost, kernels=kernels, cycles=cycles, seconds=cycles / 1e9)
+
+
+def test_a_resize_that_has_no_cost_saves_nothing() -> None:
+    graph = from_model(classifier())
+    space = SearchSpace(tuple(PASS.find_sites(graph, TARGET, Why(PASS.name))))
+    evaluator = Evaluator(graph, space, {PASS.name: PASS}, NoResize(), {})
+    moves = [Candidate.of({"resize-input@x": label}) for label in ("to-24x24", "to-16x16")]
+    resized, pooled = evaluator.evaluate(moves)
+    assert resized.cost is None
+    assert resized.reason == "its Resize has no cost on toy: left to the CPU"
+    assert pooled.cycles < evaluator.evaluate([Candidate()])[0].cycles
 
 
 def test_half_by_averages_is_half_by_interpolation() -> None:
