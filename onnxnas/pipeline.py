@@ -184,7 +184,7 @@ def _start(
     made = Candidate.of(dict(m.found for m in found if m.found in left))
     told = [f"Start: {m}" for m in found if m.moved or not m.found]
     told += [
-        f"Start: a rule takes out {'='.join(m.found)}"
+        f"Start: a rule takes {'='.join(m.found)} out"
         for m in found
         if m.found and m.found not in left
     ]
