@@ -44,6 +44,9 @@ def distill(
     calibration: RowsOpt,
     output: Annotated[Path, typer.Option("--output", "-o", help="The trained model.")],
     steps: Annotated[int, typer.Option(min=1, help="Of gradient at most, 8 rows each.")] = 300,
+    rate: Annotated[
+        float, typer.Option(min=0.0, help="Size of a step, relative to the weights'.")
+    ] = 3e-5,
     budget: Annotated[str | None, typer.Option(help="Time for it, e.g. 90s, 10m, 1h.")] = None,
     mean: MeanOpt = "0",
     scale: ScaleOpt = "1",
@@ -65,7 +68,13 @@ def distill(
     models = load_model(original), load_model(result)
     with console.Progress() as progress:
         found = run(
-            *models, data, steps=steps, budget_s=seconds(budget), seed=seed, progress=progress
+            *models,
+            data,
+            steps=steps,
+            rate=rate,
+            budget_s=seconds(budget),
+            seed=seed,
+            progress=progress,
         )
     save_model(found.model, output)
     if json_to:

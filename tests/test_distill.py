@@ -60,12 +60,12 @@ def test_a_damaged_network_is_brought_nearer(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     model = network()
     broken = damaged(model, 0.2)
-    found = distill(model, broken, calibration(tmp_path, model), steps=60)
+    found = distill(model, broken, calibration(tmp_path, model), steps=60, rate=1e-3)
     assert found.after.value < 0.8 * found.before.value
     assert found.steps <= 60
     assert [n.op_type for n in found.model.graph.node] == [n.op_type for n in model.graph.node]
     assert found.to_dict()["rows"] == 12
-    again = distill(model, broken, calibration(tmp_path, model), steps=60)
+    again = distill(model, broken, calibration(tmp_path, model), steps=60, rate=1e-3)
     assert again.model.SerializeToString() == found.model.SerializeToString()
 
 
