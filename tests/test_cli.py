@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import models
+import numpy as np
 import onnx
 import oracle
 import pytest
@@ -50,7 +51,8 @@ def test_optimize_writes_a_verified_model_and_its_reports(
     oracle.assert_same_outputs(onnx.load(model), onnx.load(out))
     names = {p.name for p in (tmp_path / "out.run").iterdir()}
     assert names == {
-        "recipe.toml", "report.json", "report.md", "report.html", "trials.jsonl", "ledger.csv"
+        "recipe.toml", "report.json", "report.md", "report.html", "trials.jsonl", "ledger.csv",
+        "front.png", "front-dark.png",
     }  # fmt: skip
     data = json.loads((tmp_path / "r.json").read_text())
     jsonschema.validate(data, report.schema())
@@ -109,6 +111,15 @@ def test_verify_of_a_changed_weight_ends_with_4(
         (["optimize", "m.onnx", "--input-shape", "x:1,8,16,17"], 2, "does not fit"),
         (["optimize", "m.onnx", "--input-shape", "x=1"], 2, "x:1,3,224,224"),
         (["optimize", "m.onnx", "--budget", "soon"], 2, "90s, 10m or 1h"),
+        (["optimize", "m.onnx", "--max-latency", "soon"], 2, "8ms, 120us or -30%"),
+        (["optimize", "m.onnx", "--max-macs", "-100%"], 2, "leaves nothing"),
+        (["optimize", "m.onnx", "--max-latency", "-99%"], 3, "relax it to --max-latency -"),
+        (["optimize", "m.onnx", "--objective", "speed"], 2, "Unknown metric 'speed'"),
+        (["optimize", "m.onnx", "--objective", ","], 2, "Say what to minimise"),
+        (["optimize", "m.onnx", "--strategy", "exakt"], 2, "did you mean 'exact'"),
+        (["optimize", "m.onnx", "--effort", "quik"], 2, "quick"),
+        (["optimize", "m.onnx", "--start-from", "none.toml"], 2, "none.toml"),
+        (["optimize", "m.onnx", "--max-uncovered", "all"], 2, "10% or 0.1"),
         (["optimize", "m.onnx", "-o", "m.onnx"], 2, "m.onnx"),
         (["optimize", "m.onnx", "-o", "no/where/o.onnx"], 2, "no/where"),
         (["optimize", "m.onnx", "--calibration", "none.npy"], 2, "none.npy"),
@@ -316,3 +327,27 @@ def test_a_target_shows_which_channel_counts_are_cheap(
     for wrong in (tmp_path / "curve.jpg", tmp_path / "no" / "curve.png"):
         assert run("target", "show", "ethos-u55-128", "--plot", wrong) == 2
         assert wrong.name in capfd.readouterr().err
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = small_model(tmp_path / "m.onnx")
+    np.save(tmp_path / "rows.npy", np.zeros((60, 8, 16, 16), np.float32))
+    data = ("--calibration", tmp_path / "rows.npy", "--max-drop", "1%")
+    assert run("optimize", model, "-o", tmp_path / "o.onnx", "--dry-run", *data) == 0
+    stdout, _ = capfd.readouterr()
+    for phase in ("change nothing", "each fitted choice alone", "combinations", "Nothing was done"):
+        assert phase in stdout
+    assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "rows.npy"}
+
+
+def test_inspect_shows_what_curation_leaves_out(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = small_model(tmp_path / "m.onnx")
+    assert run("inspect", model, "--space", "--json", tmp_path / "space.json") == 0
+    assert "combinations of" in capfd.readouterr().out
+    space = json.loads((tmp_path / "space.json").read_text())["space"]
+    assert 1 <= space["curated_size"] < space["size"]
+    assert all(row["reason"] for row in space["removed"])
