@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -31,7 +30,6 @@ from onnxnas.hwmodels.catboost_model import CatBoostCostModel
 from onnxnas.hwmodels.dataset import Dataset
 from onnxnas.hwmodels.kernel_table import NUMBERS, KernelTable
 from onnxnas.hwmodels.placement import Placement
-from onnxnas.hwmodels.processor import processor
 from onnxnas.hwmodels.timing_plan import KERNEL, NETWORK, OVERHEAD, Timed
 from onnxnas.kernels import Kernel, split_kernels
 from onnxnas.loading import load_model, save_model
@@ -262,8 +260,6 @@ def write(trained: training.Trained, card: Mapping[str, Any], path: Path) -> Non
 def load(path: Path) -> CatBoostCostModel:
     """The cost model of an artefact: a card in JSON with its trees beside it.
 
-    Warns where the figures are of a processor, and this is another.
-
     Raises:
         UsageError: it is not there, or is not such a card.
     """
@@ -273,13 +269,6 @@ def load(path: Path) -> CatBoostCostModel:
         raise UsageError(f"Cannot read the target {path}: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not the card of a target: {error!r}.") from error
-    there = model.target.config.get("processor")
-    if there not in (None, here := processor()):
-        warnings.warn(
-            f"The figures of {model.target.name} were measured on {there}, this is {here}: run "
-            "'onnxnas target cpu' for figures of this processor.",
-            stacklevel=2,
-        )
     if "isolated" in model.entry:
         return IsolatedCostModel(model.target, model._trees, model.entry)
     return model

@@ -50,6 +50,7 @@ def measure(
     folder: Path,
     networks: Iterable[Named],
     progress: MeasureProgress | None = None,
+    at_once: int = _BATCH,
 ) -> Harvest:
     """Cost networks and store their kernels, one file each; those stored already are skipped.
 
@@ -58,13 +59,15 @@ def measure(
         folder: of this target's data.
         networks: what to measure.
         progress: called after each batch.
+        at_once: networks handed to the backend together.
     """
     wanted = list(networks)
     pending = [(name, make) for name, make in wanted if not dataset.has(folder, name)]
     failed: list[tuple[str, str]] = []
     start = time.monotonic()
-    for first in range(0, len(pending), _BATCH):
-        batch = [(name, static_view(make(), {})) for name, make in pending[first : first + _BATCH]]
+    for first in range(0, len(pending), at_once):
+        chosen = pending[first : first + at_once]
+        batch = [(name, static_view(make(), {})) for name, make in chosen]
         for (name, view), cost in zip(batch, _costs(backend, batch, failed), strict=True):
             if cost is not None:
                 kernels = split_kernels(view)
@@ -72,7 +75,7 @@ def measure(
                 placed = place(backend.target, view, kernels)
                 dataset.write(folder, name, KernelTable.of([kernels], [placed]), labels)
         if progress is not None:
-            done = min(first + _BATCH, len(pending))
+            done = min(first + at_once, len(pending))
             left = (time.monotonic() - start) / done * (len(pending) - done)
             progress(len(wanted) - len(pending) + done, len(wanted), left)
     known = len(wanted) - len(pending)

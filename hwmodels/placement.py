@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxnas.cost import Target
-from onnxnas.hwmodels import ethos_memory
+from onnxnas.hwmodels import ethos_memory, ort_placement
 from onnxnas.hwmodels.ethos_memory import Arrangement
 from onnxnas.hwmodels.ethos_weights import encoded_bytes
 from onnxnas.kernels import Kernel
@@ -46,10 +46,14 @@ def place(target: Target, graph: Any, kernels: Sequence[Kernel]) -> Placement:
         graph: `gs.Graph` with static shapes.
         kernels: its `split_kernels`.
     """
-    if not target.config.get("accelerator", "").startswith("ethos-u"):
-        return unplaced(kernels)
-    system = ethos_memory.System.of(target)
     result = unplaced(kernels)
+    if target.backend == "onnxruntime":
+        floating = target.config["precision"] == "float32"
+        for name, values in ort_placement.columns(kernels, floating).items():
+            result[:, _COLUMN[name]] = values
+    if not target.config.get("accelerator", "").startswith("ethos-u"):
+        return result
+    system = ethos_memory.System.of(target)
     result[:, _COLUMN["steps"]] = 0
     result[:, [_COLUMN["previous"], _COLUMN["following"]]] = -1
     result[:, _COLUMN["stored_weights"]] = [encoded_bytes(k, system.family) for k in kernels]

@@ -77,7 +77,7 @@ def plan(
     for name, graph in like:
         for model, kernel in single_kernels(graph):
             _keep(made, known, model, kernel, name)
-        made.append(Timed(f"whole-{name}", NETWORK, _export(graph), f"{name}, whole"))
+        made.append(Timed(f"whole-{name}", NETWORK, export(graph), f"{name}, whole"))
     stepped = _stepped(steps, np.random.default_rng([seed, 1]))
     sampled = _sampled(seed)
     rng = np.random.default_rng([seed, 2])
@@ -92,7 +92,7 @@ def plan(
         works = [k.macs for k in split_kernels(graph)]
         if max(works) <= largest and sum(works) <= _LARGEST_NETWORK * largest:
             name = f"whole-{family}-{number}"
-            made.append(Timed(name, NETWORK, _export(graph), f"{family}, {sum(works):,} MACs"))
+            made.append(Timed(name, NETWORK, export(graph), f"{family}, {sum(works):,} MACs"))
             networks -= 1
         number += 1
     return made
@@ -113,6 +113,11 @@ def single_kernels(graph: Any) -> Iterator[tuple[Any, Kernel]]:
         found = split_kernels(from_model(model))
         if len(found) == 1 and found[0].op == kernel.op:
             yield model, found[0]
+
+
+def export(graph: Any) -> Any:
+    """A static network as `onnx.ModelProto`, in a format that older runtimes read too."""
+    return _readable(excerpt(graph, [t.name for t in graph.outputs]))
 
 
 def describe(kernel: Kernel) -> str:
@@ -188,11 +193,7 @@ def _empty() -> Any:
     x = gs.Variable("x", np.dtype(np.float32), [1, 1, 1, 1])
     builder.graph.inputs.append(x)
     builder.graph.outputs.append(builder.op("Relu", [x], [1, 1, 1, 1]))
-    return _export(builder.finish("call"))
-
-
-def _export(graph: Any) -> Any:
-    return _readable(excerpt(graph, [t.name for t in graph.outputs]))
+    return export(builder.finish("call"))
 
 
 def _readable(model: Any) -> Any:

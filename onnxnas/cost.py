@@ -193,6 +193,10 @@ class CostModel(ABC):
             UnsupportedError: nothing in the graph can be costed.
         """
 
+    def caveats(self) -> tuple[str, ...]:
+        """What users should know about its figures where they are now, one sentence each."""
+        return ()
+
     def cost_many(self, graphs: Sequence[Any]) -> list[Cost]:
         """Cost several networks; backends override it to work in parallel or interleaved."""
         return [self.cost(graph) for graph in graphs]

@@ -76,48 +76,59 @@ def cpu(
         Path | None, typer.Argument(help="Card to write; default: cpu-ort[-int8].json.")
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Statically quantised (QDQ).")] = False,
+    data: Annotated[Path, typer.Option(help="Folder of the training data.")] = Path("target-data"),
     like: Annotated[
-        list[Path] | None, typer.Option(help="Also time every kernel of this model; repeatable.")
+        list[Path] | None, typer.Option(help="Also time variants of this model; repeatable.")
     ] = None,
     input_shape: Annotated[
         list[str] | None, typer.Option(help="For --like: name:1,3,224,224.")
     ] = None,
-    kernels: Annotated[int, typer.Option(min=1, help="Single kernels in all.")] = 1500,
-    networks: Annotated[int, typer.Option(min=0, help="Whole networks.")] = 30,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds over all models, twice.")] = 10,
+    networks: Annotated[int, typer.Option(min=10, help="Sampled networks in all.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds over each batch of networks.")] = 10,
     core: Annotated[int, typer.Option(help="Core to run on; -1 is the last.")] = -1,
-    seed: Annotated[int, typer.Option(help="Of the choice and the regression.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the regression.")] = 0,
 ) -> None:
-    """Time onnxruntime on this machine's processor and train its cost model: 20 minutes at most."""
+    """Time onnxruntime on this machine's processor and train its cost model: 20 minutes at most.
+
+    Resumes where it stopped; use the card as --target PATH.
+    """
     import sys
 
-    from onnxnas.hwmodels import csv_import, ort_cpu, timing_plan, training
-
-    models = _graphs(like, input_shape)
-    timed = timing_plan.plan((8, 16), models, kernels, networks, seed, ort_cpu.LARGEST)
-    measured = ort_cpu.measure(
-        timed,
-        int8,
-        ort_cpu.Protocol(rounds=rounds, core=core),
-        lambda line: print(line, file=sys.stderr, flush=True),
+    from onnxnas.hwmodels import (
+        csv_import,
+        curation,
+        dataset,
+        measuring,
+        ort_cpu,
+        sampling,
+        training,
     )
-    for name, reason in measured.failed:
-        print(f"not timed: {name}: {reason}", file=sys.stderr)
-    trained, card = ort_cpu.train(measured, int8, training.Settings(seed=seed))
+
+    def tell(done: int, count: int, left: float) -> None:
+        print(f"{done} of {count} networks timed, about {left / 60:.0f} min left", file=sys.stderr)
+
+    backend = ort_cpu.OnnxruntimeCostModel(int8, ort_cpu.Protocol(rounds=rounds, core=core))
+    folder = ort_cpu.folder(data, backend.target)
+    plan = ort_cpu.networks(networks)
+    for name, graph in _graphs(like, input_shape):
+        plan += sampling.variants(name, graph, max(1, networks // 10))
+    found = measuring.measure(backend, folder, plan, tell, ort_cpu.BATCH)
+    for network, reason in found.failed:
+        print(f"not timed: {network}: {reason}", file=sys.stderr)
+    trained, card = ort_cpu.train(
+        dataset.read(folder), backend.target, training.Settings(seed=seed)
+    )
     path = out or Path(f"{card['name']}.json")
     csv_import.write(trained, card, path)
-    isolated = trained.model.entry["isolated"]
-    print(f"{path}: {len(measured.times.kernels)} kernels on {isolated['processor']}")
+    curation.write_steps(trained.model, path)
+    held = trained.errors["all"]
     print(
-        f"two measurements differ by {measured.spread:.1%} (median), "
-        f"{measured.doubtful:.0%} of them by more than 3 %"
+        f"{path}: {trained.model.entry['networks']} networks timed on {card['config']['processor']}"
     )
-    if "networks" in isolated:
-        found = isolated["networks"]
-        print(
-            f"whole networks: {isolated['factor']:.2f} times the sum of their kernels; "
-            f"MAPE {found['mape']:.1%}, Kendall tau {found['kendall']:.3f} over {found['count']}"
-        )
+    print(
+        f"on {held.count} held-out ones: MAPE {held.mape:.1%}, Kendall tau {held.kendall:.3f}, "
+        f"{held.within_10:.0%} within 10 %"
+    )
 
 
 def _graphs(like: list[Path] | None, shapes: list[str] | None) -> list[tuple[str, Any]]:

@@ -107,9 +107,8 @@ def measure(
 ) -> None:
     """Cost sampled networks whole and store the cost of every kernel. Resumes where it stopped."""
     from onnxnas.hwmodels import active, measuring, sampling
-    from onnxnas.plugins import load_target
 
-    backend = load_target(name)
+    backend = _backend(name)
     progress = Console(stderr=True)
     said = [0.0]
 
@@ -140,9 +139,8 @@ def train(
 ) -> None:
     """Train the cost model of a target on measured networks."""
     from onnxnas.hwmodels import curation, dataset, training
-    from onnxnas.plugins import load_target
 
-    backend = load_target(name)
+    backend = _backend(name)
     path = card or _own_card(name)
     fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     trained = training.train(
@@ -172,9 +170,8 @@ def qualify(
 ) -> None:
     """Compare the cost model with its backend; ends with 1 where a threshold is missed."""
     from onnxnas.hwmodels import catboost_model, qualification
-    from onnxnas.plugins import load_target
 
-    backend = load_target(name)
+    backend = _backend(name, timed=True)
     model = catboost_model.load(card or _own_card(name))
     subjects = [_subject(path, input_shape or []) for path in models or []]
     subjects += qualification.held_out(sampled)
@@ -182,6 +179,27 @@ def qualify(
     _print(result)
     if not result.passed:
         raise typer.Exit(1)
+
+
+def _backend(name: str, timed: bool = False) -> CostModel:
+    """The source of truth of a target.
+
+    Args:
+        name: of the target.
+        timed: where that is this machine's processor, time it; else that is an error.
+    """
+    from onnxnas.plugins import load_target
+
+    backend = load_target(name)
+    if backend.target.kind != "predicted":
+        return backend
+    if backend.target.backend != "onnxruntime":
+        raise UsageError(f"{name!r} has no backend here, its figures come from a table of times.")
+    if not timed:
+        raise UsageError(f"{name!r} is measured and trained by 'onnxnas target cpu'.")
+    from onnxnas.hwmodels.ort_cpu import OnnxruntimeCostModel
+
+    return OnnxruntimeCostModel(int8=backend.target.config["precision"] != "float32")
 
 
 def _print(result: Any) -> None:
