@@ -29,6 +29,7 @@ from onnxnas.hwmodels.features import FEATURES, feature_matrix
 from onnxnas.hwmodels.kernel_table import KernelTable
 from onnxnas.hwmodels.peak_memory import live_bytes, stored_weights, with_memory
 from onnxnas.hwmodels.placement import Placement, place
+from onnxnas.hwmodels.processor import processor
 from onnxnas.kernels import Kernel, split_kernels
 from onnxnas.weight_statistics import WeightStatistics
 
@@ -88,6 +89,16 @@ class CatBoostCostModel(KernelCostModel):
     def cost(self, graph: Any) -> Cost:
         """See `CostModel.cost`."""
         return self.cost_many([graph])[0]
+
+    def caveats(self) -> tuple[str, ...]:
+        """Says so where the figures are of a processor, and this is another."""
+        there = self.target.config.get("processor")
+        if there in (None, here := processor()):
+            return ()
+        return (
+            f"The figures of {self.target.name} were measured on {there}, this is {here}: run "
+            "'onnxnas target cpu' for figures of this processor.",
+        )
 
     def cost_many(self, graphs: Sequence[Any]) -> list[Cost]:
         """Costs of several networks from one call of the regression."""
