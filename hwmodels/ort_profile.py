@@ -89,8 +89,8 @@ def nodes_of(model: Any, recorded: Iterable[str]) -> list[Node]:
     left = {op: iter(sorted(numbers)) for op, numbers in numbered.items()}
     nodes = []
     for i, n in enumerate(model.graph.node):
-        number = None if n.name else next(left.get(n.op_type, iter(())), None)
-        name = n.name or (f"unnamed {i}" if number is None else f"{n.op_type}_{number}")
+        found = None if n.name else next(left.get(n.op_type, iter(())), None)
+        name = n.name or (f"unnamed {i}" if found is None else f"{n.op_type}_{found}")
         nodes.append(Node(name, n.op_type, tuple(n.input), tuple(n.output)))
     return nodes
 

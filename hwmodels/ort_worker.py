@@ -54,8 +54,8 @@ def time_models(paths: Sequence[str], rounds: int, burst_seconds: float) -> list
     for _ in range(rounds):
         for answer in running:
             plain, recording = answer["both"]
-            answer["seconds"] = min(answer["seconds"], _burst(*plain, burst_seconds))
-            _burst(*recording, burst_seconds, _MOST_RECORDED)
+            answer["seconds"] = min(answer["seconds"], _burst(plain, burst_seconds))
+            _burst(recording, burst_seconds, _MOST_RECORDED)
     for answer in running:
         session, _ = answer.pop("both")[1]
         answer["nodes"] = _recorded(Path(session.end_profiling()))
@@ -107,10 +107,12 @@ def picture(shape: Sequence[int], rng: np.random.Generator) -> NDArray[np.float6
 def _interpolation(fine: int, coarse: int) -> NDArray[np.float64]:
     """Matrix of linear interpolation, [fine, coarse]."""
     places = np.linspace(0, coarse - 1, fine)
-    return np.maximum(0.0, 1 - np.abs(places[:, None] - np.arange(coarse)))
+    result: NDArray[np.float64] = np.maximum(0.0, 1 - np.abs(places[:, None] - np.arange(coarse)))
+    return result
 
 
-def _burst(session: Any, binding: Any, seconds: float, most: int = sys.maxsize) -> float:
+def _burst(bound: tuple[Any, Any], seconds: float, most: int = sys.maxsize) -> float:
+    session, binding = bound
     best, runs, start = float("inf"), 0, time.perf_counter()
     before = start
     while runs < _FEWEST_RUNS or (before - start < seconds and runs < most):
