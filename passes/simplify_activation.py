@@ -83,7 +83,8 @@ class SimplifyActivation(Pass):
             why.miss(y, f"no hard sigmoid for its gate: {excite}")
         layers = [found, *([excite] if isinstance(excite, Follower) else [])]
         inner = [t.name for node in (product, *gated.nodes) for t in node.outputs]
-        claims = {*(f"node:{t}" for t in inner), f"channels:{gated.x.name}"}
+        claims = {f"{kind}:{t}" for t in inner for kind in ("node", "channels")}
+        claims.add(f"channels:{gated.x.name}")
         return _site(y, choices, claims, layers, {"x": gated.x.name})
 
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
