@@ -47,6 +47,7 @@ def attribute(
     *,
     alone: Weights,
     written: Weights,
+    fitted: Evaluation = "multishot",
     held_out: HeldOut | None = None,
     deadline: float | None = None,
     progress: Progress | None = None,
@@ -58,6 +59,7 @@ def attribute(
         candidate: what was chosen; with rewrites of one kind there is nothing to take apart.
         alone: what was fitted for each `recovered` choice alone.
         written: the weights of the result.
+        fitted: how those came about; where each was fitted alone, they are the others' too.
         held_out: judges; None where there is no data, then rows have costs only.
         deadline: by `time.monotonic`; rows that are not begun by then say so.
         progress: called with (what, done, total).
@@ -70,11 +72,13 @@ def attribute(
         parts.append((f"{kind} alone", _of(candidate, kind, True), alone, "single-shot"))
     for kind in kinds if len(kinds) > 2 else ():  # all but one of two is the other one alone
         parts.append((f"all but {kind}", _of(candidate, kind, False), alone, "single-shot"))
-    if written:
+    together = bool(written) and fitted == "multishot"
+    if together:
         parts.append((ALL, candidate, alone, "single-shot"))
-    parts.append((AS_WRITTEN, candidate, written, "multishot" if written else "single-shot"))
+    how: Evaluation = "multishot" if together else "single-shot"
+    parts.append((AS_WRITTEN, candidate, written, how))
     rows = []
-    for i, (label, part, weights, how) in enumerate(parts):
+    for i, (label, part, weights, came) in enumerate(parts):
         if progress is not None:
             progress("taking the result apart", i, len(parts))
         rewrites = len(part.decisions)
@@ -82,7 +86,7 @@ def attribute(
             rows.append(Contribution(label, rewrites, None, "the time was up"))
             continue
         try:
-            point = _point(evaluator, part, weights, how, held_out)
+            point = _point(evaluator, part, weights, came, held_out)
         except OutOfTime:
             rows.append(Contribution(label, rewrites, None, "the time was up"))
         except (SiteGone, UnsupportedError) as error:

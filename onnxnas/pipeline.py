@@ -211,6 +211,7 @@ def _contributions(
         chosen.best.candidate,
         alone=values_only(alone),
         written=chosen.best.weights,
+        fitted=chosen.best.evaluation,
         held_out=None if search is None else search.held_out,
         progress=progress,
     )

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = "1.1"
 LEDGER_COLUMNS = ("pass", "tensor", "choice", "status", "reason", "exactness", "delta_cycles")
+PICTURES = (FRONT_PNG, FRONT_DARK_PNG)
+"""Files of a run folder that are only there where there is a front."""
 KERNEL_COLUMNS = ("output", "op", "cycles", "share", "macs", "kind", "reason")
 
 

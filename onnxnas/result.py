@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +129,24 @@ class Result:
         output = Path(output)
         run_dir = output.with_suffix(".run") if run_dir is None else Path(run_dir)
         make_folder(run_dir)
+        folder = run_dir / "candidates"
+        _remove([run_dir / name for name in report.PICTURES], folder.glob("[A-E].*"))
         for name, content in report.files_of(self).items():
             write_file(run_dir / name, content)
-        folder = run_dir / "candidates"
         for e in self.candidates:
             make_folder(folder)
             write_text(folder / f"{e.label}.toml", e.recipe.to_toml())
             save_model(e.model, folder / f"{e.label}.onnx", external=self.external)
         save_model(self.model, output, external=self.external)
+
+
+def _remove(*files: Iterable[Path]) -> None:
+    """Remove what an earlier run left that this one may not write again: it would mislead."""
+    for path in chain(*files):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"Cannot replace {path}: {error.strerror}.") from error
 
 
 def make_folder(folder: Path) -> None:

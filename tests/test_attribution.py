@@ -12,12 +12,14 @@ import pytest
 from fakes import ToyCostModel
 
 from onnxnas import prepare as prepare_module
-from onnxnas.attribution import AS_WRITTEN, attribute
+from onnxnas.attribution import ALL, AS_WRITTEN, attribute
 from onnxnas.calibration import load_calibration
+from onnxnas.fit_rows import FitRows
+from onnxnas.front_point import Evaluation
 from onnxnas.graph import contract
 from onnxnas.held_out import HeldOut
+from onnxnas.materialize import Weights
 from onnxnas.prepare import prepare
-from onnxnas.fit_rows import FitRows
 from onnxnas.search import Evaluator
 from onnxnas.sites import Candidate
 
@@ -105,3 +107,16 @@ def test_rows_after_the_deadline_say_so(evaluator: Evaluator, held_out: HeldOut)
     )
     assert {r.reason for r in late} == {"the time was up"}
     assert {r.point for r in late} == {None}
+
+
+@pytest.mark.parametrize(("fitted", "rows"), [("multishot", 2), ("single-shot", 1)])
+def test_the_whole_is_shown_as_it_was_fitted(
+    evaluator: Evaluator, fitted: Evaluation, rows: int
+) -> None:
+    candidate = chosen(evaluator, *KINDS[:2])
+    weights: Weights = {move: {} for move in candidate.decisions}
+    found = attribute(evaluator, candidate, alone={}, written=weights, fitted=fitted)
+    whole = [r.point for r in found if r.label in (ALL, AS_WRITTEN)]
+    assert len(whole) == rows
+    assert whole[-1] is not None
+    assert whole[-1].evaluation == fitted

@@ -223,10 +223,15 @@ def test_without_a_front_nothing_of_it_is_said(result: Result, tmp_path: Path) -
     assert "could be had" not in text
     assert "contributes" not in text, "a recipe was replayed, nothing was searched"
     assert "## Rules" not in text
+    result.write(tmp_path / "out.onnx")
+    (tmp_path / "out.run" / "candidates").mkdir()
+    (tmp_path / "out.run" / "candidates" / "D.onnx").write_bytes(b"of an earlier run")
     plain.write(tmp_path / "out.onnx")
+    assert list((tmp_path / "out.run" / "candidates").iterdir()) == []
     names = {path.name for path in (tmp_path / "out.run").iterdir()}
     assert names == {
-        "recipe.toml", "report.json", "report.md", "report.html", "trials.jsonl", "ledger.csv"
+        "candidates", "recipe.toml", "report.json", "report.md", "report.html", "trials.jsonl",
+        "ledger.csv",
     }  # fmt: skip
 
 
