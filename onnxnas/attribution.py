@@ -8,8 +8,10 @@ and nothing else.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from onnxnas.divergence import Divergence
 from onnxnas.errors import UnsupportedError
 from onnxnas.front_point import Evaluation, FrontPoint, Loss, losses_of
 from onnxnas.graph import static_view
@@ -19,6 +21,9 @@ from onnxnas.pass_contract import OutOfTime
 from onnxnas.rewriter import SiteGone
 from onnxnas.search import Evaluator, Progress
 from onnxnas.sites import Candidate
+
+LossesOf = Callable[[Candidate, Weights, Divergence, str], tuple[Loss, ...]]
+"""What a candidate with weights loses, given its divergence and how they came about."""
 
 ALL = "all, each fitted alone"
 AS_WRITTEN = "all, as written"
@@ -49,6 +54,7 @@ def attribute(
     written: Weights,
     fitted: Evaluation = "multishot",
     held_out: HeldOut | None = None,
+    losses: LossesOf | None = None,
     deadline: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[Contribution, ...]:
@@ -61,6 +67,7 @@ def attribute(
         written: the weights of the result.
         fitted: how those came about; where each was fitted alone, they are the others' too.
         held_out: judges; None where there is no data, then rows have costs only.
+        losses: knows more than the divergence, e.g. the user's task; None for that alone.
         deadline: by `time.monotonic`; rows that are not begun by then say so.
         progress: called with (what, done, total).
     """
@@ -86,7 +93,7 @@ def attribute(
             rows.append(Contribution(label, rewrites, None, "the time was up"))
             continue
         try:
-            point = _point(evaluator, part, weights, came, held_out)
+            point = _point(evaluator, part, weights, came, held_out, losses)
         except OutOfTime:
             rows.append(Contribution(label, rewrites, None, "the time was up"))
         except (SiteGone, UnsupportedError) as error:
@@ -108,13 +115,19 @@ def _point(
     weights: Weights,
     how: Evaluation,
     held_out: HeldOut | None,
+    losses: LossesOf | None,
 ) -> FrontPoint:
     applied = apply_candidate(
         evaluator.graph, evaluator.space, candidate, evaluator.passes, weights
     )
     cost = evaluator.cost_model.cost(static_view(applied.graph, evaluator.input_shapes))
-    losses: tuple[Loss, ...] = ()
+    lost: tuple[Loss, ...] = ()
     if held_out is not None:
+        divergence = held_out.divergence(applied)
         measure = " and ".join(sorted({j.measure for j in held_out.judged}))
-        losses = losses_of(held_out.divergence(applied), measure)
-    return FrontPoint.of(candidate, cost, losses, evaluation=how)
+        lost = (
+            losses_of(divergence, measure)
+            if losses is None
+            else losses(candidate, weights, divergence, how)
+        )
+    return FrontPoint.of(candidate, cost, lost, evaluation=how)

@@ -173,4 +173,4 @@ def _groups(
 
 def _measured(point: FrontPoint, measure: str) -> bool:
     loss = loss_by(point, measure)
-    return point.label == "original" or (loss is not None and loss.kind == "measured")
+    return loss is not None and loss.kind == "measured"

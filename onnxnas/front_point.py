@@ -52,7 +52,7 @@ class FrontPoint:
         weight_bytes: weights as stored; None where the cost source does not say.
         macs: multiply-accumulates.
         kind: of the cost figures.
-        losses: the one that limits bind on first; empty where nothing was lost or judged.
+        losses: the one that limits bind on first; empty where outputs are the original's.
         evaluation: how the figures came about.
         chosen: it is what was written as the result.
     """
@@ -68,6 +68,11 @@ class FrontPoint:
     losses: tuple[Loss, ...] = ()
     evaluation: Evaluation = "zero-shot"
     chosen: bool = False
+
+    @property
+    def lossless(self) -> bool:
+        """Its outputs are the original's: it is that, or was made by exact rewrites."""
+        return not self.losses and self.evaluation != "zero-shot"
 
     @classmethod
     def of(
@@ -128,9 +133,9 @@ def measure_of(points: Sequence[FrontPoint]) -> str:
 
 
 def loss_by(point: FrontPoint, measure: str) -> Loss | None:
-    """A point's loss by one measure; the original loses nothing."""
-    if point.label == "original":
-        return Loss(measure, 0.0, kind=point.kind)
+    """A point's loss by one measure, None where it is not known."""
+    if point.lossless:
+        return Loss(measure, 0.0)
     return next((loss for loss in point.losses if loss.measure == measure), None)
 
 

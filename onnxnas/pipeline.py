@@ -16,6 +16,7 @@ from typing import Any
 from onnxnas.attribution import Contribution, attribute
 from onnxnas.calibration import Calibration
 from onnxnas.choose import Chosen, choose
+from onnxnas.damage import Damage
 from onnxnas.efforts import EFFORTS, EffortName
 from onnxnas.errors import UsageError, unknown_name
 from onnxnas.evaluate import checked, refuse_shared_rows
@@ -168,7 +169,7 @@ def optimize(
         front=chosen.front,
         candidates=candidates,
         rule_costs=_rule_costs(prepared, chosen, progress),
-        contributions=_contributions(prepared, chosen, progress),
+        contributions=_contributions(prepared, chosen, task, seed, progress),
     )
 
 
@@ -192,7 +193,7 @@ def _start(
 
 
 def _contributions(
-    prepared: Prepared, chosen: Chosen, progress: Progress | None
+    prepared: Prepared, chosen: Chosen, task: Task | None, seed: int, progress: Progress | None
 ) -> tuple[Contribution, ...]:
     """The result taken apart by kind of rewrite, unless the search was to be short."""
     search, effort = chosen.recovery, chosen.search["effort"]
@@ -213,6 +214,7 @@ def _contributions(
         written=chosen.best.weights,
         fitted=chosen.best.evaluation,
         held_out=None if search is None else search.held_out,
+        losses=None if search is None else Damage.of(prepared, search.held_out, task, seed).losses,
         progress=progress,
     )
 

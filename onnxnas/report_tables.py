@@ -186,8 +186,9 @@ def _cells(point: FrontPoint, original: FrontPoint, measure: str) -> tuple[str, 
     )
     if not measure:
         return cells
-    loss = None if point.label == "original" else loss_by(point, measure)
-    return (*cells, loss_text(loss), _HOW[point.evaluation])
+    if point.lossless:
+        return (*cells, "none", "the original's")
+    return (*cells, loss_text(loss_by(point, measure)), _HOW[point.evaluation])
 
 
 _HOW = {

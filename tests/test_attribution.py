@@ -15,7 +15,7 @@ from onnxnas import prepare as prepare_module
 from onnxnas.attribution import ALL, AS_WRITTEN, attribute
 from onnxnas.calibration import load_calibration
 from onnxnas.fit_rows import FitRows
-from onnxnas.front_point import Evaluation
+from onnxnas.front_point import Evaluation, Loss
 from onnxnas.graph import contract
 from onnxnas.held_out import HeldOut
 from onnxnas.materialize import Weights
@@ -120,3 +120,20 @@ def test_the_whole_is_shown_as_it_was_fitted(
     assert len(whole) == rows
     assert whole[-1] is not None
     assert whole[-1].evaluation == fitted
+
+
+def test_rows_are_judged_by_the_users_task_where_there_is_one(
+    evaluator: Evaluator, held_out: HeldOut
+) -> None:
+    def losses(candidate: Candidate, *_: object) -> tuple[Loss, ...]:
+        return (Loss("top1", float(len(candidate.decisions))),)
+
+    rows = attribute(
+        evaluator,
+        chosen(evaluator, *KINDS[:2]),
+        alone={},
+        written={},
+        held_out=held_out,
+        losses=losses,
+    )
+    assert [r.point.losses[0].value for r in rows if r.point] == [1.0, 1.0, 2.0]

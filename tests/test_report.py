@@ -70,6 +70,7 @@ def _result(tmp_path: Path) -> Result:
     cost = found.optimized.cost
     chosen = found.recipe.candidate
     front = [
+        FrontPoint.of(made.ruled.forced, cost, label="Z", evaluation="single-shot"),
         FrontPoint.of(Candidate(chosen.decisions[:1]), cost, (loss,), label="A"),
         FrontPoint.of(chosen, cost, (replace(loss, value=0.04),), label="B", chosen=True),
         replace(
@@ -97,8 +98,9 @@ def test_the_json_follows_its_schema(result: Result) -> None:
     found = result.to_dict()
     jsonschema.validate(found, report.schema())
     assert found["schema_version"] == report.schema()["properties"]["schema_version"]["const"]
-    original, a, b, estimated = found["front"]
+    original, exact, a, b, estimated = found["front"]
     assert (original["label"], original["losses"]) == ("original", [])
+    assert exact["losses"] == []
     assert a["losses"][0]["interval"] == [0.004, 0.036]
     assert (b["chosen"], b["label"]) == (True, "B")
     assert estimated["metrics"]["encoded_weights"]["unavailable"]
@@ -124,11 +126,12 @@ def test_the_markdown_shows_front_parts_and_rules(result: Result) -> None:
     text = report.markdown(result)
     assert "| B (chosen) |" in text
     assert "classes that differ, % (95 %, 50 rows)" in text
+    assert re.search(r"\| Z \|.*\| none \| the original's \|", text)
     assert "| 4.0 (0.4 to 3.6) | fitted together |" in text
     assert "not made: sums" not in text, "points without a name are not in the table"
     assert "| depthwise-to-standard alone (1) |" in text
     assert '| `depthwise-to-standard = "never dense"` | 2 |' in text
-    assert "![Latency against classes that differ, %: the original and 3 other networks" in text
+    assert "![Latency against classes that differ, %: the original and 4 other networks" in text
     assert "To be small: latency, then quality; limits: latency -30%." in text
     assert "7 networks costed in 1.5 s (1.5 CPU minutes)" in text
     assert "| costing each choice | 1.0 s |  | 5 |" in text
@@ -205,7 +208,7 @@ def test_the_pictures_are_the_same_bytes_every_time(
 def test_a_front_of_exact_rewrites_is_drawn_over_peak_memory(result: Result) -> None:
     exact = replace(
         result,
-        front=tuple(replace(p, losses=()) for p in result.front[:2]),
+        front=tuple(replace(p, losses=()) for p in result.front[1:3]),
         search={**result.search, "objective": ["quality", "macs"]},
     )
     text = report.markdown(exact)
@@ -248,4 +251,4 @@ def test_the_manual_names_every_file_and_every_key(
     shown: list[tuple[object, ...]] = []
     scope = {"open": lambda _: io.StringIO(data), "print": lambda *x: shown.append(x)}
     exec(compile(code, "report.md", "exec"), scope)
-    assert shown[1] == ("A", result.front[0].seconds, "s", 0.02)
+    assert shown[2] == ("A", result.front[1].seconds, "s", 0.02)
