@@ -212,6 +212,8 @@ def _plan(graph: Any, size: Size) -> tuple[dict[str, Size], dict[str, Size]] | s
         if old is None or new is None or len(old) != len(new):
             return f"the shape of {name!r} at another input size is not known"
         free = (2, 3) if len(old) == 4 else ()
+        if _is_map(old) and not _is_map(new):
+            return f"nothing would be left of {name!r}"
         if any(a != b for i, (a, b) in enumerate(zip(old, new, strict=True)) if i not in free):
             there, here = ("x".join(map(str, s)) for s in (old, new))
             return f"{name!r} would be {here} instead of {there}, which its readers rely on"

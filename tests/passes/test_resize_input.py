@@ -185,6 +185,13 @@ def rearranged() -> onnx.ModelProto:
     return b.build(b.op("Reshape", y, b.const(np.array([1, 8, 64], np.int64))))
 
 
+def swallowed() -> onnx.ModelProto:
+    """A depthwise convolution as wide as the map it reads, in place of a mean."""
+    b = models.ModelBuilder([1, 3, 16, 16])
+    y = b.depthwise(b.op("Relu", b.conv(b.x, 3, 8, 3, stride=2, pads=1)), 8, 8, pads=0)
+    return b.build(b.op("Gemm", b.op("Flatten", y), b.weight(8, 5)))
+
+
 def two_inputs() -> onnx.ModelProto:
     model = classifier()
     model.graph.input.append(model.graph.input[0])
@@ -197,6 +204,7 @@ def two_inputs() -> onnx.ModelProto:
     [
         (flat, "do not fit together"),
         (rearranged, "is to a fixed size"),
+        (swallowed, "nothing would be left|do not fit together"),
         (two_inputs, "2 inputs"),
         (models.dynamic_size, "no picture of fixed size"),
         (models.grouped_convs, "16 channels"),
