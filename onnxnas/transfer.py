@@ -18,8 +18,8 @@ from onnxnas.recipe import Fingerprint, Recipe
 from onnxnas.rules import spatial_size, stages
 from onnxnas.sites import Candidate, Choice, SearchSpace, Site
 
-_NEAR = 0.125
-"""A choice may leave this share of the channels more or less than the recipe's did."""
+_NEAR = 0.25
+"""A choice may leave this much more or less of the channels than the recipe's, relative to it."""
 _COUNTS = ("width", "rank")
 """Parameters of a choice that count channels."""
 
@@ -148,7 +148,9 @@ class _Matching:
             if share is not None
         ]
         best = min(off, default=None)
-        return site.choices[best[2]] if best is not None and best[0] <= _NEAR else None
+        return (
+            site.choices[best[2]] if best is not None and best[0] <= _NEAR * wanted.share else None
+        )
 
 
 def _looks(space: SearchSpace, graph: Any) -> dict[str, tuple[str, int, int]]:
