@@ -46,6 +46,7 @@ from onnxnas.prepare import prepare
 from onnxnas.recover import values_only
 from onnxnas.runtime import Session
 from onnxnas.screening import Screen
+from onnxnas.sites import Candidate
 
 EVALSET = Path(__file__).resolve().parents[2] / "shared" / "evalset"
 GOALS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
@@ -174,6 +175,9 @@ def main() -> None:
     parser.add_argument("--target", default="ethos-u55-128")
     parser.add_argument("--goals", type=float, nargs="+", default=GOALS)
     parser.add_argument("--library", type=Path, help="keeps what was fitted; default: nowhere")
+    parser.add_argument(
+        "--choices", type=Path, help="report of an earlier run: its choices again, not searched"
+    )
     parser.add_argument("--distill", type=int, default=0, metavar="STEPS")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -206,7 +210,9 @@ def curve(
     search.screen = Screen.of(prepared.cost_model)
     ranges = list(search.recovery.rows.fitted(MOST_ROWS))
     begin, cpu = time.monotonic(), time.process_time()
-    search.judge_alone()
+    known = json.loads(args.choices.read_text())["points"] if args.choices else []
+    if not known:
+        search.judge_alone()
     alone = {
         "seconds_fitting_and_judging_alone": time.monotonic() - begin,
         "cpu_seconds_fitting_and_judging_alone": time.process_time() - cpu,
@@ -216,9 +222,9 @@ def curve(
     base_int8, original_int8 = case.score(quantise(prepared.normalised, ranges), base)
     print(_said("original, int8", original_int8))
     points: list[dict[str, Any]] = []
-    for goal in args.goals:
+    for goal, text in [(p["goal"], p["candidate"]) for p in known] or [(g, "") for g in args.goals]:
         begin, cpu = time.monotonic(), time.process_time()
-        candidate = search.solve(goal)
+        candidate = Candidate.parse(text) if text else search.solve(goal)
         if candidate is None:
             print(f"no choices save {goal:.0%}")
             break

@@ -8,7 +8,9 @@ that later blocks repair what earlier ones changed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import os
 import tempfile
 import time
@@ -315,12 +317,22 @@ class Recovery:
             yield chunk
 
     def _key(self, site: Site, choice: Choice, context: str) -> str:
-        """Everything a fit depends on: weights, data, choice, options, and what came before."""
+        """Everything a fit depends on: weights, data, choice, options, code, what came before."""
+        pass_ = self.passes[site.pass_name]
         parts = (
-            __version__, self.model_digest, self.rows.digest, str(self.seed),
-            repr(self.passes[site.pass_name]), site.id, choice.label, str(choice.params), context,
+            __version__, self.model_digest, self.rows.digest, str(self.seed), repr(pass_),
+            _code_digest(type(pass_)), site.id, choice.label, str(choice.params), context,
         )  # fmt: skip
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _code_digest(pass_: type[Pass]) -> str:
+    """Of what fits: a pass that is being worked on must not be handed its old fits."""
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("*_fit.py")), here / "samples.py", here / "least_squares.py"]
+    with contextlib.suppress(OSError, TypeError):  # made in a session, not in a file
+        files.append(Path(inspect.getfile(pass_)))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files if f.is_file())).hexdigest()
 
 
 def values_only(found: Mapping[Move, Fitted]) -> dict[Move, Mapping[str, NDArray[Any]]]:

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from fitting import recovery
 
+from onnxnas import recover
 from onnxnas.calibration import Calibration
 from onnxnas.fit_rows import FitRows
 from onnxnas.graph import from_model
@@ -112,3 +113,15 @@ def test_pictures_in_colour_are_read_mirrored_too() -> None:
     for other in (pictures[:, :1], pictures[:, 0], np.zeros((60, 3, 4, 3), np.float32)):
         assert rows_of(other).mirrored is None
     assert len(list(rows.fitted(7))) == 7
+
+
+def test_a_pass_that_was_changed_is_not_handed_its_old_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = recovery(tmp_path, blocks(1), ResizeIbn(steps=0))
+    (site,) = found.space
+    keys = [found._key(site, choice, "") for choice in site.choices]
+    assert len(set(keys)) == len(keys)
+    assert found._key(site, site.choices[0], "") == keys[0]
+    monkeypatch.setattr(recover, "_code_digest", lambda pass_: "another")
+    assert found._key(site, site.choices[0], "") not in keys
