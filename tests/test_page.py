@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from onnxnas.page import Bullets, Heading, Picture, Table, Text, to_html, to_markdown
+from onnxnas.page import Block, Bullets, Heading, Picture, Table, Text, to_html, to_markdown
 
-PAGE = [
+PAGE: list[Block] = [
     Heading("a <b> & c", 1),
     Text("**bold**, *soft*, `code <x> *y*`, 2 * 3 * 4, conv*_out"),
     Bullets(("one", "two")),
