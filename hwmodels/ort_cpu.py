@@ -45,6 +45,8 @@ _REFERENCES = (("separable", 2), ("residual", 3), ("detector", 5))
 """Family and seed of the networks that tie batches together; each takes about a millisecond."""
 _THRESHOLDS = {"mape": 0.06, "kendall": 0.9}
 """Times of one machine differ by some percent from one hour to the next."""
+_LONG = 50_000
+"""Nanoseconds of kernels that show how fast the processor can be."""
 _TOO_SLOW = 1.08
 _ATTEMPTS = 3
 
@@ -183,22 +185,31 @@ def folder(data: Path, target: Target) -> Path:
     return data / target.name / re.sub(r"[^a-z0-9.]+", "-", what.lower())
 
 
+def settings(seed: int = 0) -> training.Settings:
+    """Of the regression: no roofline explains a processor as it does an NPU, so more trees."""
+    return training.Settings(
+        trees={"conv": 900, "depthwise": 300, "other": 250},
+        learning_rate={"conv": 0.08, "depthwise": 0.08, "other": 0.12},
+        seed=seed,
+    )
+
+
 def train(
-    data: Dataset, target: Target, settings: training.Settings | None = None
+    data: Dataset, target: Target, of: training.Settings | None = None
 ) -> tuple[training.Trained, dict[str, Any]]:
     """The model of a processor and its card.
 
     Args:
         data: labelled by an `OnnxruntimeCostModel`.
         target: of that.
-        settings: of the regression.
+        of: the regression; default: `settings`.
     """
-    known = data.cycles > 0
-    fastest = float((data.table["macs"][known] / data.cycles[known]).max())
+    long = data.cycles > _LONG
+    fastest = float((data.table["macs"][long] / data.cycles[long]).max()) if long.any() else 1.0
     card = replace(target, kind="predicted", macs_per_cycle=max(1, round(fastest))).to_dict()
     source = training.Source("onnxruntime", target.config["onnxruntime"], "measured")
     wanted = {"cost_model": {"thresholds": _THRESHOLDS}}
-    return training.train(data, {**card, **wanted}, source, settings), card
+    return training.train(data, {**card, **wanted}, source, of or settings()), card
 
 
 def cpu_ort() -> CatBoostCostModel:
@@ -225,7 +236,8 @@ def _target(int8: bool) -> Target:
         channel_multiples=(8, 16),
         config={"processor": here, "precision": precision, "onnxruntime": version},
         notes=f"Learned from times of onnxruntime {version} on {here}, one thread; cycles are "
-        "nanoseconds. They belong to this processor: 'onnxnas target cpu' measures another.",
+        "nanoseconds, memory is that of one byte a value. They belong to this processor: "
+        "'onnxnas target cpu' measures another.",
     )
 
 

@@ -83,7 +83,9 @@ def cpu(
     input_shape: Annotated[
         list[str] | None, typer.Option(help="For --like: name:1,3,224,224.")
     ] = None,
-    networks: Annotated[int, typer.Option(min=10, help="Sampled networks in all.")] = 1000,
+    networks: Annotated[
+        int, typer.Option(min=0, help="Sampled networks in all; 0: train on what was timed.")
+    ] = 1000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over each batch of networks.")] = 10,
     core: Annotated[int, typer.Option(help="Core to run on; -1 is the last.")] = -1,
     seed: Annotated[int, typer.Option(help="Of the regression.")] = 0,
@@ -101,7 +103,6 @@ def cpu(
         measuring,
         ort_cpu,
         sampling,
-        training,
     )
 
     def tell(done: int, count: int, left: float) -> None:
@@ -115,9 +116,8 @@ def cpu(
     found = measuring.measure(backend, folder, plan, tell, ort_cpu.BATCH)
     for network, reason in found.failed:
         print(f"not timed: {network}: {reason}", file=sys.stderr)
-    trained, card = ort_cpu.train(
-        dataset.read(folder), backend.target, training.Settings(seed=seed)
-    )
+    data_read = dataset.read(folder)
+    trained, card = ort_cpu.train(data_read, backend.target, ort_cpu.settings(seed))
     path = out or Path(f"{card['name']}.json")
     csv_import.write(trained, card, path)
     curation.write_steps(trained.model, path)

@@ -294,7 +294,7 @@ def test_the_command_measures_trains_and_resumes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(ort_cpu, "OnnxruntimeCostModel", Pretended)
-    monkeypatch.setattr(training, "Settings", lambda seed: QUICK)
+    monkeypatch.setattr(ort_cpu, "settings", lambda seed: QUICK)
     card, data = tmp_path / "mine.json", tmp_path / "data"
     arguments = ["target", "cpu", str(card), "--networks", "12", "--data", str(data)]
     first = CliRunner().invoke(app, arguments)
