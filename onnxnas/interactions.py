@@ -5,7 +5,8 @@ choices: what each changes alone, what two change beyond the sum of both, and so
 decomposition of H. Rabitz and O. Alis, "General foundations of high-dimensional model
 representations", 1999, with the network as it is for an anchor). Choices that change no kernel in
 common do not interact, so most terms are zero and are never looked at, and terms far apart are
-read off one rewritten network.
+read off one rewritten network. A choice that changes the whole network interacts with every
+other: its terms with single ones are read off networks of their own.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ NETWORKS = 1500
 """Rewritten networks that are looked at, at most."""
 _REACH = 2
 """Kernels on either side of a rewrite in which its effects are looked for."""
+_FEW = 8
+"""Kernels; a choice that changes no more is never taken to change the whole network."""
 _ADDING = slice(0, 3)
 
 
@@ -78,6 +81,7 @@ class Interactions:
         self._seen: dict[Term, dict[str, SeenKernel]] = {}
         self._values: dict[Term, dict[str, Values]] = {}
         self._touched: dict[Gene, frozenset[str]] = {}
+        self._alone: list[list[Term]] = []
         self._places: dict[int, list[int]] = {}
         self._floor = np.zeros(4)
 
@@ -96,7 +100,8 @@ class Interactions:
         for term in alone:
             if term in self.terms:
                 self._touched[term[0]] = self._touches(term)
-        near = self._near()
+        whole = self._whole()
+        near = self._near(whole)
         level = [term for term in alone if term in self.terms]
         for order in range(2, self.order + 1):
             level = [t for t in self._larger(level, near) if self._worth_it(t, order)]
@@ -109,12 +114,58 @@ class Interactions:
             self._look([_union(pack) for pack in packs], what := f"{order} choices together")
             self._read(packs, what)
             level = [t for pack in packs for t in pack if t in self.terms]
+        for site in whole:
+            self._with_whole(site)
         return self
 
-    def _near(self) -> dict[Gene, set[Gene]]:
+    def _whole(self) -> list[int]:
+        """Sites that change most of the network, such as its resolution: they meet every other."""
+        if self.share == 0:
+            return []
+        least = max(_FEW, len(self.base) // 2)
+        return sorted({gene[0] for gene, names in self._touched.items() if len(names) > least})
+
+    def _with_whole(self, site: int) -> None:
+        """Terms of single choices with one that changes most kernels, in the groups they were in.
+
+        Terms of more choices are not looked at: they are taken to be scaled as the single one of
+        them is that changes a kernel most. Halving both sides of a map quarters what a convolution
+        costs, however many channels it has.
+        """
+        genes = [gene for gene in self._touched if gene[0] == site]
+        free = [[t for t in pack if not self._clash(t, site)] for pack in self._alone]
+        packs = {gene: [[*pack, (gene,)] for pack in free if pack] for gene in genes}
+        unions = [_union(pack) for gene in genes for pack in packs[gene]]
+        room = max(0, self.networks - self.looked)
+        self.left_out += len(unions[room:])
+        self._look(unions[:room], "each choice with one of the whole network")
+        for gene in genes:
+            for pack in packs[gene]:
+                if (union := _union(pack)) in self._values:
+                    for term in pack[:-1]:
+                        both = _union((term, (gene,)))
+                        self.terms[both] = self._added(union, both, self.terms[term])
+            for term in [t for t in self.terms if len(t) > 1 and not self._clash(t, site)]:
+                self.terms[_union((term, (gene,)))] = {
+                    name: value * self._scale(name, term, gene)
+                    for name, value in self.terms[term].items()
+                }
+
+    def _scale(self, name: str, term: Term, gene: Gene) -> Values:
+        """What a choice adds to what the one that changes a kernel most adds, as a share of it."""
+        zero = np.zeros(4)
+        changes = [(self.terms[(g,)].get(name, zero), g) for g in term]
+        change, most = max(changes, key=lambda c: abs(float(c[0][0])))
+        added = self.terms.get(_union(((most,), (gene,))), {}).get(name, zero)
+        return added / np.where(change == 0, np.inf, change)
+
+    def _clash(self, term: Term, site: int) -> bool:
+        return any(g[0] == site or self._claims[g[0]] & self._claims[site] for g in term)
+
+    def _near(self, whole: Sequence[int]) -> dict[Gene, set[Gene]]:
         """Choices that change a kernel in common, and can be made together."""
         near: dict[Gene, set[Gene]] = {gene: set() for gene in self._touched}
-        for a, b in combinations(self._touched, 2):
+        for a, b in combinations([g for g in self._touched if g[0] not in whole], 2):
             apart = a[0] != b[0] and not self._claims[a[0]] & self._claims[b[0]]
             if apart and self._touched[a] & self._touched[b]:
                 near[a].add(b)
@@ -207,6 +258,8 @@ class Interactions:
             union = _union(pack)
             whose = self._whose(union, pack) if union in self._values else None
             if whose is not None:
+                if len(pack[0]) == 1:
+                    self._alone.append(pack)
                 for term in pack:
                     self.terms[term] = self._added(union, term, whose[term])
             elif len(pack) > 1:

@@ -29,7 +29,7 @@ from onnxnas.search import Evaluator
 from onnxnas.sites import Candidate, SearchSpace
 
 TARGET = "ethos-u55-128"
-SAMPLE = Path(__file__).parents[1] / "sample_models" / "presence_detector.onnx"
+SAMPLE = Path(__file__).parents[1] / "sample_models" / "camera_classifier.onnx"
 
 
 @cache
@@ -116,23 +116,31 @@ def some(space: SearchSpace, table: CostTable, count: int, seed: int) -> list[Ca
 
 @pytest.mark.slow
 def test_a_table_of_a_real_network_is_close_and_needs_few_networks() -> None:
-    prepared = ready(SAMPLE)
+    # Another resolution changes every kernel, the other two meet in the middle of each block.
+    passes = ["resize-ibn", "depthwise-to-standard", "resize-input"]
+    prepared = prepare(SAMPLE, TARGET, passes=passes)
+    assert {site.pass_name for site in prepared.space} == set(passes)
     told: list[tuple[str, int, int]] = []
     table = build(prepared, progress=lambda *now: told.append(now))
     assert table.left_out == 0
     assert table.networks < 2 * sum(len(s.choices) for s in prepared.space)
     assert table.kind == "predicted"
     assert told[-1][1] == told[-1][2]
+    plain = replace(table, factors=tuple(f for f in table.factors if len(f.sites) < 2))
     errors = []
     for candidate in some(prepared.space, table, 12, seed=1):
         try:
-            truth = np.array(fresh(prepared, candidate))
+            truth = fresh(prepared, candidate)
         except SiteGone:
             continue
-        errors.append(np.abs(table.figures(table.genes([candidate]))[0, :4] / truth - 1))
+        genes = table.genes([candidate])
+        found = [*table.figures(genes)[0, :4], plain.figures(genes)[0, 0]]
+        errors.append(np.abs(np.array(found) / [*truth, truth[0]] - 1))
     assert len(errors) > 6
-    assert np.mean(errors, axis=0) == pytest.approx(0, abs=2e-3)
-    assert np.max(errors) < 0.02
+    cycles, peak, weights, macs, cycles_added_up = np.mean(errors, axis=0)
+    assert (cycles < 0.01, peak < 0.03) == (True, True)
+    assert (weights < 1e-3, macs < 1e-3) == (True, True)
+    assert cycles_added_up > 5 * cycles
 
 
 def test_choices_that_exclude_each_other_are_reported() -> None:
