@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -24,10 +24,18 @@ class Applied:
     Attributes:
         graph: `gs.Graph`, cleaned up and topologically sorted; its weights may be lazy.
         provenance: output tensor -> ``pass@tensor=choice``.
+        replaced: tensor of the original -> the one that all its readers read now.
     """
 
     graph: Any
     provenance: Mapping[str, str]
+    replaced: Mapping[str, str] = field(default_factory=dict)
+
+    def stands_for(self, tensor: str) -> str:
+        """The tensor that is read where the original has this one."""
+        while tensor in self.replaced:
+            tensor = self.replaced[tensor]
+        return tensor
 
 
 def apply_candidate(
@@ -48,18 +56,19 @@ def apply_candidate(
     """
     result = graph.copy()
     provenance: dict[str, str] = {}
+    replaced: dict[str, str] = {}
     before = None
     for site, choice in space.decided(candidate):
         if before not in (None, site.pass_name):
             _tidy(result)
         author = f"{site.id}={choice.label}"
         fitted = (weights or {}).get((site.id, choice.label))
-        rewriter = Rewriter(result, author, provenance, fitted)
+        rewriter = Rewriter(result, author, provenance, fitted, replaced)
         passes[site.pass_name].rewrite(rewriter, site, choice)
         before = site.pass_name
     if before is not None:
         _tidy(result)
-    return Applied(result, provenance)
+    return Applied(result, provenance, replaced)
 
 
 def _tidy(graph: Any) -> None:

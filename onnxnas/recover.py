@@ -248,12 +248,15 @@ class Recovery:
     def _behind(
         self, samplings: Sequence[Sampling], before: Candidate, weights: Weights, targets: Targets
     ) -> list[Samples]:
-        student = apply_candidate(self.graph, self.space, before, self.passes, weights).graph
-        needed = {t for s in samplings for t in s.student_tensors}
-        missing = sorted(needed - student.tensors().keys())
+        applied = apply_candidate(self.graph, self.space, before, self.passes, weights)
+        now = {t: applied.stands_for(t) for s in samplings for t in s.student_tensors}
+        missing = sorted(set(now.values()) - applied.graph.tensors().keys())
         if missing:
             raise SiteGone(f"tensor {missing[0]!r} was rewritten away")
-        rows = self.rows.run(student, needed, self.tick)
+        rows = (
+            (row, role, {**values, **{old: values[new] for old, new in now.items()}})
+            for row, role, values in self.rows.run(applied.graph, set(now.values()), self.tick)
+        )
         return read_samples(samplings, rows, targets, self.rows.reads, self.seed)
 
     def _fit(

@@ -25,6 +25,7 @@ class Rewriter:
             by all rewriters of one candidate.
         fitted: what `Pass.recover` found for this choice, under the names it gave; empty while
             only structure is asked for, and for exact choices.
+        replaced: tensor -> the one that all its readers read now. Shared like `provenance`.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class Rewriter:
         author: str,
         provenance: dict[str, str],
         fitted: Mapping[str, NDArray[Any]] | None = None,
+        replaced: dict[str, str] | None = None,
     ) -> None:
         self.graph = graph
+        self.replaced = {} if replaced is None else replaced
         self.fitted: Mapping[str, NDArray[Any]] = fitted or {}
         self.author = author
         self.provenance = provenance
@@ -42,11 +45,16 @@ class Rewriter:
         self._names = set(self._tensors)
 
     def tensor(self, name: str) -> Any:
-        """The tensor of that name.
+        """The tensor of that name, or the one that is read in its place now.
 
         Raises:
             SiteGone: an earlier rewrite removed it.
         """
+        while name in self.replaced:
+            name = self.replaced[name]
+        return self._own(name)
+
+    def _own(self, name: str) -> Any:
         tensor = self._tensors.get(name)
         if tensor is None:
             raise SiteGone(f"tensor {name!r} was rewritten away")
@@ -58,7 +66,7 @@ class Rewriter:
         Raises:
             SiteGone: an earlier rewrite removed it.
         """
-        tensor = self.tensor(output)
+        tensor = self._own(output)
         if not tensor.inputs:
             raise SiteGone(f"nothing computes {output!r} any more")
         return tensor.inputs[0]
@@ -153,6 +161,7 @@ class Rewriter:
             for i, tensor in enumerate(reader.inputs):
                 if tensor is old:
                     reader.inputs[i] = new
+        self.replaced[old.name] = new.name
 
     def touch(self, node: Any) -> None:
         """Record that this site made or changed a node."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from functools import cache
 from typing import Any
 
 import onnx
 import pytest
 from fakes import TARGET
-from oracle import assert_same_outputs, evalset_model, random_feeds
+from oracle import assert_same_outputs, evalset_model, random_feeds, run
 
 from onnxnas.graph import check_model, contract, from_model, to_model
 from onnxnas.materialize import apply_candidate
 from onnxnas.normalise import normalise
 from onnxnas.pass_contract import Pass, Why
 from onnxnas.plugins import load_passes
+from onnxnas.rewriter import SiteGone
 from onnxnas.sites import Candidate, SearchSpace
 
 NETWORKS = {
@@ -26,6 +28,7 @@ NETWORKS = {
     "ppocrv2_cls_shipped": {"x": (1, 3, 48, 192)},
 }
 PASSES, _ = load_passes()
+RECOVERED = [name for name, p in PASSES.items() if type(p).recover is not Pass.recover]
 EXACT = [name for name, p in PASSES.items() if type(p).recover is Pass.recover]
 """Those that fit no weights."""
 
@@ -68,3 +71,52 @@ def check_all_sites(network: str, picks: dict[str, int]) -> None:
     assert contract(result) == contract(model)
     assert bool(applied.provenance) == bool(len(space))
     assert_same_outputs(model, result, random_feeds(model, shapes=NETWORKS[network]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pick", [0, -1], ids=["first-choice", "last-choice"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_structure_of_fitted_choices(network: str, pick: int) -> None:
+    """Every recovered pass by itself, at as many sites as go together, nothing fitted."""
+    model, graph = cleaned(network)
+    for name in RECOVERED:
+        why = Why(name)
+        space = SearchSpace(tuple(PASSES[name].find_sites(graph, TARGET, why)))
+        assert all(miss.reason for miss in why.misses)
+        candidate = Candidate()
+        for site in sorted(space, key=lambda s: len(s.claims)):  # a whole network comes last
+            if not space.conflicts(site, candidate):
+                candidate = candidate.with_choice(site.id, site.choices[pick].label)
+        check_form(network, model, apply_candidate(graph, space, candidate, PASSES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", NETWORKS)
+def test_choices_of_all_passes_at_random(network: str) -> None:
+    """Choices that claim nothing in common go together, or say what is gone."""
+    model, graph = cleaned(network)
+    order = sorted(PASSES.values(), key=lambda p: (p.order, p.name))
+    space = SearchSpace(tuple(s for p in order for s in p.find_sites(graph, TARGET, Why(p.name))))
+    done = 0
+    for seed in range(6):
+        rng, sites, candidate = random.Random(seed), list(space), Candidate()
+        rng.shuffle(sites)
+        for site in sites[: (5, 200)[seed % 2]]:
+            if not space.conflicts(site, candidate):
+                candidate = candidate.with_choice(site.id, rng.choice(site.choices).label)
+        try:
+            applied = apply_candidate(graph, space, candidate, PASSES)
+        except SiteGone:
+            continue
+        check_form(network, model, applied)
+        done += 1
+    assert done
+
+
+def check_form(network: str, model: onnx.ModelProto, applied: Any) -> None:
+    result = to_model(applied.graph, model, applied.provenance)
+    check_model(result)
+    assert contract(result) == contract(model)
+    feeds = random_feeds(model, shapes=NETWORKS[network])
+    shapes = [{k: v.shape for k, v in run(m, feeds).items()} for m in (model, result)]
+    assert shapes[0] == shapes[1]

@@ -81,3 +81,22 @@ def test_declines_with_a_reason() -> None:
     assert "constant" in misses["constant"]
     assert "no convolution" in misses["activation"]
     assert misses["two"]
+
+
+def test_two_blocks_in_a_row_may_both_go(tmp_path: Path) -> None:
+    """What follows a block that is gone reads what that block read, and is fitted on it."""
+    b = models.ModelBuilder([1, 6, 8, 8])
+    y = b.op("Relu", b.conv(b.x, 6, 6, out="stem"))
+    for _ in range(3):
+        branch = b.conv(b.op("Relu", b.depthwise(b.conv(y, 6, 16), 16)), 16, 6)
+        y = b.op("Add", y, b.op("Mul", branch, b.const(np.asarray(0.1, np.float32))))
+    model = b.build(b.op("Relu", y))
+    found = recovery(tmp_path, model, LinearizeBlock(), ROWS)
+    first, second, third = (site.id for site in found.space)
+    candidate = Candidate.of({first: "shortcut", second: "shortcut", third: "linear"})
+    fits, refused = found.in_order(candidate)
+    assert not refused
+    wrong = error(model, result(found, model, values_only(fits), candidate), fresh())
+    assert wrong < error(model, result(found, model, None, candidate), fresh())
+    gone = result(found, model, None, Candidate.of({first: "shortcut", second: "shortcut"}))
+    assert rewriting.ops(gone).count("Add") == 1
