@@ -53,8 +53,6 @@ def main() -> None:
         result = qualification.qualify(model, load_target(name), subjects)
         for method in (PREDICTED, FLOPS, ROOFLINE):
             for family, a in result.errors[method].items():
-                if family == "all" and len(result.errors[method]) > 2:
-                    continue
                 print(
                     f"| {name} | {family} ({a.count}) | {method} | {a.mape:.2%} | {a.worst:.1%} | "
                     f"{a.within_10:.0%} | {a.kendall:.3f} |"

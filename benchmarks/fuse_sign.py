@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnxnas.graph import from_model, static_view
 from onnxnas.hwmodels import catboost_model
@@ -101,7 +102,7 @@ def fused(graph: Any, name: str) -> Any:
     return graph.cleanup().toposort()
 
 
-def _cycles(model: Any, views: list[Any]) -> np.ndarray:
+def _cycles(model: Any, views: list[Any]) -> NDArray[np.float64]:
     return np.array([cost.cycles for cost in model.cost_many(views)], np.float64)
 
 

@@ -82,7 +82,8 @@ class Baseline:
         mask = masks.reshape(-1, len(TERMS))[codes]
         # Kernels without an estimate are guessed from what they write.
         mask[bounds[:, TERMS.index("modelled")] <= _LEAST, TERMS.index("output")] = 1.0
-        return np.maximum((bounds * mask).max(axis=1), _LEAST)
+        result: NDArray[np.float64] = np.maximum((bounds * mask).max(axis=1), _LEAST)
+        return result
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -9,8 +9,10 @@ borders and how often inputs and weights are read again. This repeats the choice
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxnas.hwmodels.ethos_areas import elementwise, fitted
 from onnxnas.hwmodels.ethos_array import (
@@ -75,7 +77,7 @@ def _part_kernel(work: Work, array: Array) -> bool:
 # Search: convolutions, and all operators of U55 and U65
 
 
-def _candidates(unit: Size, end: Size, depth: int, most: int) -> np.ndarray:
+def _candidates(unit: Size, end: Size, depth: int, most: int) -> NDArray[Any]:
     """Blocks of at most so many values to try, [n, 3], in the order in which they are tried."""
     step = unit[2]
     depths, d = [], max(step, min(end[2], BRICK))
@@ -88,7 +90,7 @@ def _candidates(unit: Size, end: Size, depth: int, most: int) -> np.ndarray:
     widths = np.arange(unit[1], end[1] + 1, unit[1])
     grid = np.meshgrid(depths, heights, widths, indexing="ij")
     blocks = np.stack([grid[1].ravel(), grid[2].ravel(), grid[0].ravel()], axis=1)
-    result: np.ndarray = blocks[blocks.prod(axis=1) <= most]
+    result: NDArray[Any] = blocks[blocks.prod(axis=1) <= most]
     return result
 
 
@@ -96,8 +98,9 @@ def _searched(work: Work, array: Array, unit: Size, part: bool) -> Block:
     new = array.family == "ethos-u85"
     equal = work.kind in ("depthwise", "pool", "copy", "elementwise")
     inner = (16 if part else 64) if new else up(min(work.ifm[2], 16 if part else 32), unit[2])
-    largest = (min(n, m) for n, m in zip(work.ofm, array.largest, strict=True))
-    end = tuple(up(n, s) for n, s in zip(largest, unit, strict=True))
+    end: Any = tuple(
+        up(min(n, m), s) for n, m, s in zip(work.ofm, array.largest, unit, strict=True)
+    )
     sums = array.sum_bytes if new else (array.banks - 4 - array.input_granule) * 512
     most = math.prod(end) if work.kind == "elementwise" else sums // 4
     h, w, d = _candidates(unit, end, min(work.ofm[2], end[2] + 1), most).T
@@ -143,19 +146,19 @@ def _searched(work: Work, array: Array, unit: Size, part: bool) -> Block:
 
 def _traffic(
     work: Work,
-    block: tuple[np.ndarray, np.ndarray, np.ndarray],
-    area: np.ndarray,
+    block: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    area: NDArray[Any],
     equal: bool,
     new: bool,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Values fetched per value computed."""
     h, w, d = block
     one = np.float32(1)
     elements = np.float32(math.prod(work.ofm))
-    if work.kind == "elementwise":
-        return elements / (h * w * d).astype(np.float32)
-    if work.kind == "product":
-        return one / (h * w).astype(np.float32)
+    result: NDArray[Any]
+    if work.kind in ("elementwise", "product"):
+        result = one / (h * w * (d if work.kind == "elementwise" else 1)).astype(np.float32)
+        return result
     full_h, full_w = -(-work.ofm[0] // h), -(-work.ofm[1] // w)
     full_d = -(-work.ofm[2] // d)
     across = [
@@ -172,17 +175,17 @@ def _traffic(
     inputs = inputs * (across[0] * across[1]) if new else inputs * across[1] * across[0]
     if not equal:
         inputs = inputs * full_d.astype(np.float32)
-    result: np.ndarray = (inputs + weights) / elements
+    result = (inputs + weights) / elements
     return result
 
 
 def _banked(
     work: Work,
     array: Array,
-    block: tuple[np.ndarray, np.ndarray, np.ndarray],
-    area: np.ndarray,
-    depth: np.ndarray,
-) -> np.ndarray:
+    block: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    area: NDArray[Any],
+    depth: NDArray[Any],
+) -> NDArray[Any]:
     """Whether blocks fit the shared memory of U55 and U65: banks of 1 KiB."""
     h, w, d = block
     if work.ofm[0] == 1 and work.window[0] == 1 and array.units[0][0] == 2:
@@ -190,13 +193,13 @@ def _banked(
     inputs = _up(-(-area * _up(depth, 8) // 1024) * 2, array.input_granule)
     free = array.banks - 2 - 2  # output; tables
     if work.kind == "elementwise":
-        fits: np.ndarray = inputs * 2 <= free
+        fits: NDArray[Any] = inputs * 2 <= free
         return fits
     sums = -(-h * w * _up(d, 8) * 4 // 1024) * 2
     fits = inputs + _up(sums, array.sum_granule) <= free
     return fits
 
 
-def _up(values: np.ndarray, step: int | np.ndarray) -> np.ndarray:
-    result: np.ndarray = -(-values // step) * step
+def _up(values: NDArray[Any], step: int | NDArray[Any]) -> NDArray[Any]:
+    result: NDArray[Any] = -(-values // step) * step
     return result

@@ -135,6 +135,14 @@ class Chip:
             block = self._blocks[work] = choose(work, self.array)
         return max(self._arithmetic(work, where, block), *self._traffic(work, where, block))
 
+    def transfer(self, work: Work, where: Where) -> float:
+        """Cycles it takes to bring an operator's weights and scales to the SRAM."""
+        unit = self.array.units[0][2] if self.new else BRICK
+        size = where.weights + 10 * up(work.ofm[2], unit)
+        words = None if self.words is None else self.words["stream"]
+        rate = self.constant.rate if words is None else self.constant.channel(words)
+        return size / rate + self.constant.read_latency
+
     # Arithmetic
 
     def _arithmetic(self, work: Work, where: Where, block: Block) -> float:
@@ -247,9 +255,9 @@ class Chip:
             (self.far, "stream", where.more_far),
         ]
         if where.constant_channels and not self.new:
-            size = work.ofm[0] * work.ofm[1] * up(work.ofm[2], BRICK)
+            values = float(work.ofm[0] * work.ofm[1] * up(work.ofm[2], BRICK))
             shape = (1, 1, where.constant_channels)
-            size = self._bursts(size, self.constant, block.ifm, shape, True)
+            size = self._bursts(values, self.constant, block.ifm, shape, True)
             loads.append((self.constant, "stream", size))
         if where.weights:
             home = self.near if where.staged else self.constant

@@ -8,8 +8,9 @@ followed here have no estimate.
 from __future__ import annotations
 
 import itertools
+from collections import namedtuple
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,6 @@ from onnxnas.hwmodels.ethos_cycles import Chip, Where
 from onnxnas.hwmodels.kernel_table import KernelTable
 
 _MOST_REMEMBERED = 200_000
-"""Kernels."""
 _LONGEST_CHAIN = 3
 _MOST_JOINED = 2
 """Inputs of a concatenation, besides the first, that are told apart."""
@@ -29,11 +29,9 @@ _MOST_PIXELS, _PIECE = 65_536, 200
 _LARGEST_FACTOR = 8
 """Of an enlargement that the compiler takes as one operator."""
 _WORTH, _MOST_STAGED = 1.15, 65_536
-"""Weights that come in faster by this factor than they are needed are brought to the SRAM, even
-where the schedule saw less reason to; bytes of such weights at most."""
+"""How much longer weights must be needed than they take; bytes of them."""
 _COPIES = (None, *itertools.product((False, True), repeat=2))
 """An input may not be copied, or be copied from (DRAM, row by row)."""
-_PLAIN = frozenset({"none"})
 _CLAMPS = frozenset({"Relu", "Relu6", "Clip"})
 _ELEMENTWISE = {
     "Add": "add", "Sub": "add", "Mul": "multiply", "Max": "plain", "Min": "plain",
@@ -48,7 +46,7 @@ _COLUMNS = (
     "dilation_width", "groups", "in_bytes", "operand_bytes", "operands", "steps", "rows_in",
     "rows_out", "far_in", "far_out", "rolling_in", "rolling_out", "weights_near", "stored_weights",
 )  # fmt: skip
-Row = NamedTuple("Row", [(name, float) for name in _COLUMNS])  # type: ignore[misc]
+_Row: Any = namedtuple("_Row", _COLUMNS)  # type: ignore[misc]
 
 
 class _Around(NamedTuple):
@@ -63,6 +61,20 @@ class _Around(NamedTuple):
     joined: int = 0
 
 
+class _Cost(NamedTuple):
+    """Cycles of a kernel.
+
+    Attributes:
+        placed: with its weights where the schedule leaves them.
+        staged: with them in the SRAM.
+        transfer: of bringing them there.
+    """
+
+    placed: float
+    staged: float
+    transfer: float
+
+
 class Modelled:
     """Estimates for one target; remembers what it has worked out.
 
@@ -72,7 +84,7 @@ class Modelled:
 
     def __init__(self, target: Target) -> None:
         self._chip = Chip.of(target)
-        self._known: dict[tuple[str, str, Row, _Around], float] = {}
+        self._known: dict[tuple[str, str, Any, _Around], _Cost] = {}
 
     def cycles(self, table: KernelTable) -> NDArray[np.float64]:
         """Cycles per row; 0 where there is no estimate.
@@ -88,15 +100,41 @@ class Modelled:
             self._known.clear()
         activations = table.activations.tolist()
         values = np.stack([table[c] for c in _COLUMNS], axis=1).tolist()
+        costs = np.zeros((len(table), len(_Cost._fields)))
         for i, (op, around) in enumerate(_arounds(table, chip)):
             if op not in _COSTS:
                 continue
-            key = (op, activations[i], Row(*values[i]), around)
+            key = (op, activations[i], _Row(*values[i]), around)
             known = self._known.get(key)
             if known is None:
-                known = self._known[key] = _COSTS[op](chip, *key)
-            result[i] = known
-        return result
+                cost = _COSTS[op](chip, *key)
+                known = cost if isinstance(cost, _Cost) else _Cost(cost, cost, 0.0)
+                self._known[key] = known
+            costs[i] = known
+        return _brought(table, costs, chip.far is chip.near)
+
+
+def _brought(
+    table: KernelTable,
+    costs: NDArray[np.float64],
+    flash: bool,
+) -> NDArray[np.float64]:
+    """Costs with the wait for weights that come in while the kernel before runs."""
+    placed, staged, transfer = costs.T
+    before = table["previous"].astype(np.int64)
+    slack = np.where(before >= 0, np.minimum(placed, staged)[before], 0.0)
+    wait = np.maximum(0.0, transfer - slack)
+    # Planned transfers overlap with the kernel itself, but for the first one of the network.
+    planned = np.where(before >= 0, np.maximum(staged, wait), staged + wait)
+    # Small weights are brought where that pays, even where the plan saw no reason to.
+    small = table["stored_weights"] < _MOST_STAGED
+    if flash:
+        unplanned = np.where(small & (staged > _WORTH * transfer), staged, placed)
+    else:
+        unplanned = np.where(small, np.minimum(placed, staged + wait), placed)
+    brought = np.where(table["weights_near"] > 0, planned, unplanned)
+    result: NDArray[np.float64] = np.where(transfer > 0, brought, placed)
+    return result
 
 
 def _arounds(table: KernelTable, chip: Chip) -> Iterator[tuple[str, _Around]]:
@@ -117,14 +155,14 @@ def _arounds(table: KernelTable, chip: Chip) -> Iterator[tuple[str, _Around]]:
         yield op, _Around(tuple(chained), int(channels[j]) if joined else 0)
 
 
-def _sizes(row: Row) -> tuple[Size, Size]:
+def _sizes(row: Any) -> tuple[Size, Size]:
     return (
         (int(row.in_height), int(row.in_width), int(row.in_channels)),
         (int(row.out_height), int(row.out_width), int(row.out_channels)),
     )
 
 
-def _stripe(row: Row, ifm: Size, ofm: Size, extent: int, following: tuple[int, int]) -> int:
+def _stripe(row: Any, ifm: Size, ofm: Size, extent: int, following: tuple[int, int]) -> int:
     """Rows made at once, from the rolling buffers beside a kernel; 0 for all."""
     stride = int(row.stride_height)
     if row.rolling_out:
@@ -137,7 +175,7 @@ def _stripe(row: Row, ifm: Size, ofm: Size, extent: int, following: tuple[int, i
     return 0
 
 
-def _where(row: Row, ifm: Size, ofm: Size, speeds: tuple[str, ...], around: _Around) -> Where:
+def _where(row: Any, ifm: Size, ofm: Size, speeds: tuple[str, ...], around: _Around) -> Where:
     """Where the data of a kernel lies; what it reads besides its first input is told by size."""
     in_rows = row.rows_in > 0 and row.rows_in >= 0.5 * row.in_bytes
     first = float(ifm[0] * ifm[1] * (ifm[2] if in_rows else up(ifm[2], BRICK)))
@@ -162,7 +200,7 @@ def _where(row: Row, ifm: Size, ofm: Size, speeds: tuple[str, ...], around: _Aro
 
 
 def _speed(activation: str, plain: str = "plain") -> str:
-    if activation in _PLAIN:
+    if activation == "none":
         return plain
     return f"{plain}+clamp" if activation in _CLAMPS else f"{plain}+table"
 
@@ -171,7 +209,7 @@ def _after(around: _Around) -> tuple[str, ...]:
     return tuple(_ELEMENTWISE[op] for op in around.chained)
 
 
-def _weighted(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> float:
+def _weighted(chip: Chip, op: str, activation: str, row: Any, around: _Around) -> _Cost:
     """Convolutions: a grouped one as a convolution per group."""
     ifm, ofm = _sizes(row)
     window = (int(row.window_height), int(row.window_width))
@@ -190,24 +228,23 @@ def _weighted(chip: Chip, op: str, activation: str, row: Row, around: _Around) -
     if groups > 1:
         ifm, ofm = (*ifm[:2], ifm[2] // groups), (*ofm[:2], ofm[2] // groups)
         where = where._replace(weights=where.weights / groups)
-    elif chip.new and around.joined and activation not in _PLAIN:
+    elif chip.new and around.joined and activation != "none":
         where = where._replace(written_channels=around.joined)
     stripe = 0 if around.chained else _stripe(row, ifm, ofm, extent, (3, 1))
     work = Work(kind, ifm, ofm, window, strides, dilations, stripe)
-    if not where.staged and not chip.new:
-        brought = where._replace(staged=True)
-        own, transfer = chip.cycles(work, brought), where.weights / chip.constant.rate
-        if own > _WORTH * transfer and where.weights < _MOST_STAGED:
-            where = brought
-    result = groups * chip.cycles(work, where)
-    if silu or (groups > 1 and activation not in _PLAIN and activation not in _CLAMPS):
-        result += _pass(chip, row, "copy", "plain+table")
+    more = 0.0
+    if silu or (groups > 1 and activation not in ("none", *_CLAMPS)):
+        more += _pass(chip, row, "copy", "plain+table")
     if silu:
-        result += _pass(chip, row, "elementwise", "multiply", 2)
-    return result
+        more += _pass(chip, row, "elementwise", "multiply", 2)
+    return _Cost(
+        groups * chip.cycles(work, where) + more,
+        groups * chip.cycles(work, where._replace(staged=True)) + more,
+        chip.transfer(work, where),
+    )
 
 
-def _pass(chip: Chip, row: Row, kind: str, speed: str, operands: int = 1) -> float:
+def _pass(chip: Chip, row: Any, kind: str, speed: str, operands: int = 1) -> float:
     """A further operator over the output of a kernel."""
     _, ofm = _sizes(row)
     far, rows = row.far_out > 0, row.rows_out > 0
@@ -216,7 +253,7 @@ def _pass(chip: Chip, row: Row, kind: str, speed: str, operands: int = 1) -> flo
     return chip.cycles(Work(kind, ofm, ofm), where._replace(speeds=(speed,)))
 
 
-def _pool(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> float:
+def _pool(chip: Chip, op: str, activation: str, row: Any, around: _Around) -> float:
     ifm, ofm = _sizes(row)
     window = (int(row.window_height), int(row.window_width))
     speed = _speed(activation, "maximum" if op == "MaxPool" else "plain")
@@ -226,21 +263,21 @@ def _pool(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> fl
     return chip.cycles(Work("pool", ifm, ofm, window, strides, (1, 1), stripe), where)
 
 
-def _mean(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> float:
+def _mean(chip: Chip, op: str, activation: str, row: Any, around: _Around) -> float:
     """A depthwise convolution with equal weights."""
     ifm, ofm = _sizes(row)
     where = _where(row, ifm, ofm, (_speed(activation),), around)
     return chip.cycles(Work("depthwise", ifm, ofm, ifm[:2]), where)
 
 
-def _elementwise(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> float:
+def _elementwise(chip: Chip, op: str, activation: str, row: Any, around: _Around) -> float:
     ifm, ofm = _sizes(row)
     speed = _speed(activation, _ELEMENTWISE[op])
     where = _where(row, ifm, ofm, (speed, *_after(around)), around)
     return chip.cycles(Work("elementwise", ofm, ofm), where)
 
 
-def _slope(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> float:
+def _slope(chip: Chip, op: str, activation: str, row: Any, around: _Around) -> float:
     """A product with constants, then a maximum."""
     ifm, ofm = _sizes(row)
     where = _where(row, ifm, ofm, ("multiply",), around)._replace(constant_channels=ofm[2])
@@ -253,7 +290,7 @@ def _slope(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> f
     return chip.cycles(work, where) + _pass(chip, row, "elementwise", "plain", 2)
 
 
-def _join(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> float:
+def _join(chip: Chip, op: str, activation: str, row: Any, around: _Around) -> float:
     """The copies of a concatenation: which inputs they are of is told by their sizes."""
     _, ofm = _sizes(row)
     others = max(1, int(row.operands) - 1)
@@ -261,9 +298,12 @@ def _join(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> fl
     rest = max(1, (ofm[2] - first) // others)
     channels = [first, *[rest] * min(others, _MOST_JOINED)]
     area = ofm[0] * ofm[1]
-    best, least = [(c, False, False) for c in channels], float("inf")
+    best: list[Any] = [(c, False, False) for c in channels]
+    least = float("inf")
     for states in itertools.product(_COPIES, repeat=len(channels)):
-        copied = [(c, *s) for c, s in zip(channels, states, strict=True) if s is not None]
+        copied: list[Any] = [
+            (c, *s) for c, s in zip(channels, states, strict=True) if s is not None
+        ]
         sizes = [area * (c if rows else up(c, BRICK)) for c, _, rows in copied]
         far = sum(s for s, (_, is_far, _) in zip(sizes, copied, strict=True) if is_far)
         by_row = sum(s for s, (_, _, rows) in zip(sizes, copied, strict=True) if rows)
@@ -276,10 +316,10 @@ def _join(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> fl
         part = (ofm[0], ofm[1], count)
         where = Where(far, row.far_out > 0, rows, row.rows_out > 0)
         total += chip.cycles(Work("copy", part, part), where)
-    return total * max(1.0, row.steps / max(1, len(best)))
+    return total * max(1.0, float(row.steps) / max(1, len(best)))
 
 
-def _resize(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> float:
+def _resize(chip: Chip, op: str, activation: str, row: Any, around: _Around) -> float:
     """U85 enlarges at once; U55 and U65 by two at a time, and an average smooths the last."""
     ifm, ofm = _sizes(row)
     where = _where(row, ifm, ofm, (_speed(activation, "table" if chip.new else "plain"),), around)
@@ -289,7 +329,7 @@ def _resize(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> 
         return 0.0
     factor = round(ofm[0] / ifm[0])
     if op == "ResizeLinear" and factor == 2:
-        return _half_pixel(chip, row, ifm, ofm, where)
+        return _half_pixel(chip, row, ifm, (*ofm[:2], around.joined or ofm[2]), where)
     first = where._replace(out_far=False, out_rows=False, speeds=("plain",))
     total = 0.0
     while factor > _LARGEST_FACTOR and op == "ResizeLinearCorners":
@@ -307,17 +347,20 @@ def _resize(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> 
     return total + chip.cycles(Work("pool", ifm, ofm, window, enlarges=True), where)
 
 
-def _largest(chip: Chip, op: str, activation: str, row: Row, around: _Around) -> float:
-    """Values and places are joined into 16 bits, then a pool as wide as there are channels.
+def _largest(chip: Chip, op: str, activation: str, row: Any, around: _Around) -> float:
+    """A pool as wide as there are channels.
 
-    Many pixels go through that pool a few at a time. U85 does it all at once, at a cost that has
-    no estimate.
+    U85 takes as many pixels at once as an axis may have. On U55 and U65, values and places are
+    joined into 16 bits first, and many pixels go through the pool a few at a time.
     """
-    ifm, ofm = _sizes(row)
-    if chip.new:
-        return 0.0
-    where = _where(row, ifm, ofm, ("plain",), around)._replace(out_rows=True)
+    ifm, _ = _sizes(row)
+    where = _where(row, ifm, ifm, ("plain",), around)._replace(out_rows=True)
     pixels = ifm[0] * ifm[1]
+    if chip.new:
+        where = where._replace(in_rows=True)
+        pieces = [_MOST_PIXELS] * (pixels // _MOST_PIXELS) + [pixels % _MOST_PIXELS]
+        works = [Work("pool", (n, ifm[2], 1), (n, 1, 1), (1, ifm[2])) for n in pieces if n]
+        return sum(chip.cycles(work, where) for work in works)
     joined = chip.cycles(Work("depthwise", ifm, ifm), where)
     pool = 8.0 * pixels * max(4, ifm[2]) / chip.array.units[0][0]
     if pixels <= _MOST_PIXELS:
@@ -326,7 +369,7 @@ def _largest(chip: Chip, op: str, activation: str, row: Row, around: _Around) ->
     return joined + pool + pixels / 4 * (memory.read_latency + memory.write_latency + _PIECE)
 
 
-def _half_pixel(chip: Chip, row: Row, ifm: Size, ofm: Size, where: Where) -> float:
+def _half_pixel(chip: Chip, row: Any, ifm: Size, ofm: Size, where: Where) -> float:
     """The edges are repeated, then one small convolution makes every fourth pixel."""
     wide = (ifm[0] + 2, ifm[1] + 2, ifm[2])
     padded_far = row.far_in >= wide[0] * wide[1] * wide[2]
@@ -343,8 +386,7 @@ def _half_pixel(chip: Chip, row: Row, ifm: Size, ofm: Size, where: Where) -> flo
     return total + 4 * chip.cycles(phase, where)
 
 
-_Cost = Callable[[Chip, str, str, Row, _Around], float]
-_COSTS: dict[str, _Cost] = {
+_COSTS: dict[str, Callable[[Chip, str, str, Any, _Around], float | _Cost]] = {
     **dict.fromkeys(("Conv", "GroupedConv", "DepthwiseConv", "Gemm"), _weighted),
     **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
     **dict.fromkeys(

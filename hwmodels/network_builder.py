@@ -48,7 +48,7 @@ class NetworkBuilder:
         self.breaks = float(rng.choice([0.0, 0.1, 0.3]))
         self.spread = float(rng.choice([0.0, 0.5, 1.0]))
         self.aspect = 0.0
-        self.stems = (8, 16, 16, 24, 32, 32)
+        self.stems: tuple[int, ...] = (8, 16, 16, 24, 32, 32)
 
     # Chance
 
