@@ -24,6 +24,7 @@ from onnxnas.graph import static_view
 from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Pass
 from onnxnas.rewriter import SiteGone
+from onnxnas.search import Progress
 from onnxnas.sites import Candidate, SearchSpace
 
 Gene = tuple[int, int]
@@ -66,7 +67,7 @@ class Interactions:
     passes: Mapping[str, Pass]
     cost_model: KernelCostModel
     input_shapes: Mapping[str, tuple[int, ...]]
-    progress: Any
+    progress: Progress
     share: float = SHARE
     order: int = ORDER
     networks: int = NETWORKS
