@@ -24,8 +24,9 @@ import onnx_graphsurgeon as gs
 from onnxnas.cost import Cost, CostModel, KernelCost, Target
 from onnxnas.errors import OnnxnasError, UnsupportedError
 from onnxnas.graph import static_view
-from onnxnas.hwmodels import csv_import, measuring, training
+from onnxnas.hwmodels import csv_import, training
 from onnxnas.hwmodels.catboost_model import CatBoostCostModel
+from onnxnas.hwmodels.coverage import COLUMNS
 from onnxnas.hwmodels.dataset import Dataset
 from onnxnas.hwmodels.ort_profile import Recorder, kernel_seconds, nodes_of
 from onnxnas.hwmodels.ort_quantise import quantised
@@ -45,6 +46,8 @@ _REFERENCES = (("separable", 2), ("residual", 3), ("detector", 5))
 """Family and seed of the networks that tie batches together; each takes about a millisecond."""
 _THRESHOLDS = {"mape": 0.06, "kendall": 0.9}
 """Times of one machine differ by some percent from one hour to the next."""
+_BITS = 8.0
+"""No weights are compressed: whatever their entropy is, it was covered."""
 _LONG = 50_000
 """Nanoseconds of kernels that show how fast the processor can be."""
 _TOO_SLOW = 1.08
@@ -161,24 +164,6 @@ class OnnxruntimeCostModel(CostModel):
         )
 
 
-def networks(count: int, first: int = 0) -> list[measuring.Named]:
-    """What to train on: the sampler's networks, one in five of the short ones that end in maps.
-
-    Those hold the operators that networks have one of: resizing to full size, classes per pixel.
-    """
-
-    def maps(number: int) -> measuring.Named:
-        return f"maps-{number}", lambda: sample_network("maps", number)
-
-    extra = count // _ONE_IN
-    start = _EXTRA_FIRST + first
-    return [*measuring.sampled(count - extra, first), *map(maps, range(start, start + extra))]
-
-
-_ONE_IN = 5
-_EXTRA_FIRST = 20_000
-
-
 def folder(data: Path, target: Target) -> Path:
     """Where measurements of this processor and this onnxruntime are kept."""
     what = f"{target.config['processor']} onnxruntime {target.config['onnxruntime']}"
@@ -209,7 +194,12 @@ def train(
     card = replace(target, kind="predicted", macs_per_cycle=max(1, round(fastest))).to_dict()
     source = training.Source("onnxruntime", target.config["onnxruntime"], "measured")
     wanted = {"cost_model": {"thresholds": _THRESHOLDS}}
-    return training.train(data, {**card, **wanted}, source, of or settings()), card
+    trained = training.train(data, {**card, **wanted}, source, of or settings())
+    for seen in trained.model.entry["coverage"]["operators"].values():
+        seen["ranges"][COLUMNS.index("entropy_bits")] = [0.0, _BITS]
+    return replace(
+        trained, model=CatBoostCostModel(trained.model.target, trained.trees, trained.model.entry)
+    ), card
 
 
 def cpu_ort() -> CatBoostCostModel:

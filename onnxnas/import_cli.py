@@ -102,6 +102,7 @@ def cpu(
         dataset,
         measuring,
         ort_cpu,
+        ort_networks,
         sampling,
     )
 
@@ -110,7 +111,7 @@ def cpu(
 
     backend = ort_cpu.OnnxruntimeCostModel(int8, ort_cpu.Protocol(rounds=rounds, core=core))
     folder = ort_cpu.folder(data, backend.target)
-    plan = ort_cpu.networks(networks)
+    plan = ort_networks.networks(networks)
     for name, graph in _graphs(like, input_shape):
         plan += sampling.variants(name, graph, max(1, networks // 10))
     found = measuring.measure(backend, folder, plan, tell, ort_cpu.BATCH)
