@@ -90,21 +90,23 @@ class Evolution(Strategy):
 
     def _first(self) -> Genes:
         """What is given, the original, and candidates that rewrite anything from little to all."""
-        choices = self.problem.choices
-        drawn = self.rng.integers(0, choices + 1, size=(4 * _POPULATION, len(choices)))
+        drawn = self.problem.drawn(self.rng, 4 * _POPULATION)
         density = self.rng.random((len(drawn), 1))
         drawn[self.rng.random(drawn.shape) > density] = 0
         drawn[0] = 0
-        drawn = self.problem.repaired(drawn.astype(np.intp), self.rng)
+        drawn = self.problem.repaired(drawn, self.rng)
         everyone = Recent().fresh(np.concatenate([self.start, drawn]))
         return everyone[: max(_POPULATION, len(self.start) + 1)]
 
     def _mutated(self, _: Any, offspring: Any, random_state: Any = None, **__: Any) -> Any:
-        """Each gene, once per candidate on average, becomes another one."""
-        genes, choices = offspring.get("X").astype(np.intp), self.problem.choices
-        shift = random_state.integers(1, np.maximum(choices, 1) + 1, size=genes.shape)
-        hit = random_state.random(genes.shape) < 1 / max(1, int(np.count_nonzero(choices)))
-        offspring.set("X", np.where(hit, (genes + shift) % (choices + 1), genes))
+        """About one site of each candidate gets another gene."""
+        genes = offspring.get("X").astype(np.intp)
+        open_sites = np.array([len(g) > 1 for g in self.problem.allowed], dtype=bool)
+        hit = random_state.random(genes.shape) < 1 / max(1, open_sites.sum())
+        drawn = self.problem.drawn(random_state, len(genes))
+        again = self.problem.drawn(random_state, len(genes))
+        other = np.where(drawn == genes, again, drawn)
+        offspring.set("X", np.where(hit & open_sites, other, genes))
         return offspring
 
     def _repaired(self, _: Any, offspring: Any, random_state: Any = None, **__: Any) -> Any:

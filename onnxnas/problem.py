@@ -123,6 +123,16 @@ class Problem:
         return np.array([len(site.choices) for site in self.table.sites], dtype=np.intp)
 
     @cached_property
+    def allowed(self) -> tuple[NDArray[np.intp], ...]:
+        """Per site the genes that do no infinite damage, *keep* among them if it may be kept."""
+        return tuple(np.flatnonzero(np.isfinite(damage)) for damage in self.damage)
+
+    def drawn(self, rng: np.random.Generator, count: int) -> Genes:
+        """Candidates with each site's gene drawn evenly of those allowed, conflicts and all."""
+        columns = [rng.choice(g, count) if len(g) else np.zeros(count) for g in self.allowed]
+        return np.array(columns, dtype=np.intp).reshape(len(columns), count).T
+
+    @cached_property
     def exclusive(self) -> tuple[tuple[int, ...], ...]:
         """Sets of sites of which at most one can be rewritten: those that share a claim."""
         owners: dict[str, list[int]] = {}
@@ -184,7 +194,7 @@ class Problem:
         order = rng.permutation(genes.shape[1])
         forced = np.array([np.isinf(damage[0]) for damage in self.damage], dtype=bool)
         for site in np.concatenate([order[forced[order]], order[~forced[order]]]):
-            allowed = np.flatnonzero(np.isfinite(self.damage[site]))
+            allowed = self.allowed[site]
             rows = broken[np.isinf(self.damage[site])[genes[broken, site]]]
             if len(allowed):
                 genes[rows, site] = rng.choice(allowed, len(rows)) if forced[site] else 0

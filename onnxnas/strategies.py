@@ -24,9 +24,7 @@ class Random(Strategy):
         first, self.start = self.start, self.start[:0]
         if len(first):
             return first
-        choices = self.problem.choices
-        drawn = self.rng.integers(0, choices + 1, size=(self._BATCH, len(choices)))
-        return self.problem.repaired(drawn.astype(np.intp), self.rng)
+        return self.problem.repaired(self.problem.drawn(self.rng, self._BATCH), self.rng)
 
     def tell(self, genes: Genes, figures: Figures) -> None:
         pass
