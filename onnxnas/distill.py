@@ -14,10 +14,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from onnxnas.calibration import Calibration
@@ -27,6 +26,9 @@ from onnxnas.fit_rows import FitRows, runner
 from onnxnas.graph import from_model, infer_shapes, static_view, to_model
 from onnxnas.held_out import HeldOut
 from onnxnas.torch_network import TorchNetwork
+
+if TYPE_CHECKING:
+    import onnx
 
 STEPS = 300
 _ROWS_AT_ONCE = 8
