@@ -283,7 +283,15 @@ def test_features_are_finite_and_named(data: dataset.Dataset) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.sampled_from(sorted({*sampling.TRAINING_FAMILIES, *sampling.HELD_OUT_FAMILIES})),
+    st.sampled_from(
+        sorted(
+            {
+                *sampling.TRAINING_FAMILIES,
+                *sampling.RARE_FAMILIES.values(),
+                *sampling.HELD_OUT_FAMILIES,
+            }
+        )
+    ),
     st.integers(0, 100_000),
 )
 def test_sampled_networks_are_valid_and_reproducible(family: str, seed: int) -> None:
