@@ -227,11 +227,11 @@ class CostTable:
 
     @cached_property
     def _cells(self) -> list[tuple[tuple[int, ...], NDArray[np.float64]]]:
-        """Per factor its sites and rows of (cycles, weight bytes, MACs)."""
-        return [
-            (f.sites, np.stack([c.ravel() for c in (f.cycles, f.weight_bytes, f.macs)], axis=1))
-            for f in self.factors
-        ]
+        """Sites, and rows of (cycles, weight bytes, MACs), of factors merged."""
+        columns = {
+            f.sites: np.stack([f.cycles, f.weight_bytes, f.macs], axis=-1) for f in self.factors
+        }
+        return _merged(columns, self._sizes)
 
 
 _CYCLES, _PEAK, _WEIGHTS, _MACS = (
@@ -245,6 +245,31 @@ def _index(columns: Sequence[Genes], on: Sequence[int], sizes: Sequence[int]) ->
     for site in on[1:]:
         index = index * sizes[site] + columns[site]
     return index
+
+
+def _merged(
+    cells: Mapping[tuple[int, ...], NDArray[np.float64]], sizes: Sequence[int]
+) -> list[tuple[tuple[int, ...], NDArray[np.float64]]]:
+    """Tables with those added to them whose sites are among theirs: fewer look-ups.
+
+    Args:
+        cells: sites -> an axis of choices + 1 per site, and one of columns.
+        sizes: of the axes.
+
+    Returns:
+        Sites, and a row of columns per joint choice, (cells, columns).
+    """
+    kept: dict[tuple[int, ...], NDArray[np.float64]] = {}
+    for on in sorted(cells, key=lambda sites: (-len(sites), sites)):
+        table = cells[on]
+        wider = [other for other in kept if set(on) <= set(other)]
+        if wider:
+            home = min(wider, key=lambda other: kept[other].size)
+            shape = [sizes[i] if i in on else 1 for i in home]
+            kept[home] = kept[home] + table.reshape(*shape, table.shape[-1])
+        else:
+            kept[on] = table
+    return [(on, table.reshape(-1, table.shape[-1])) for on, table in kept.items()]
 
 
 def _row(cost: Cost) -> NDArray[np.float64]:
@@ -304,12 +329,20 @@ class _LivePeak:
                 table = cells.setdefault(on, np.zeros(shape))
                 row = table[tuple(k for _, k in term)]
                 row[[place[n] for n in changes]] = list(changes.values())
-        flat = {on: table.reshape(-1, len(names)) for on, table in cells.items()}
-        lowest = base + sum((t.min(axis=0) for t in flat.values()), np.zeros(len(names)))
-        highest = base + sum((t.max(axis=0) for t in flat.values()), np.zeros(len(names)))
-        kept = highest >= lowest.max() if len(names) else np.zeros(0, bool)
-        terms = [(on, np.ascontiguousarray(t[:, kept])) for on, t in flat.items()]
-        return cls(base[kept], tuple((on, t) for on, t in terms if t.any()), tuple(sizes))
+        terms = _merged(cells, sizes)
+        lowest = base + sum((t.min(axis=0) for _, t in terms), np.zeros(len(names)))
+        highest = base + sum((t.max(axis=0) for _, t in terms), np.zeros(len(names)))
+        kept = np.flatnonzero(highest >= lowest.max(initial=0.0)).tolist()
+        for name in list(kept):
+            # A kernel counts unless another has at least as much alive in every candidate.
+            rest = [other for other in kept if other != name]
+            least = base[rest] - base[name]
+            for _, table in terms:
+                least = least + (table[:, rest] - table[:, [name]]).min(axis=0)
+            if (least >= 0).any():
+                kept = rest
+        few = [(on, np.ascontiguousarray(table[:, kept])) for on, table in terms]
+        return cls(base[kept], tuple((on, t) for on, t in few if t.any()), tuple(sizes))
 
     def __call__(self, count: int, genes: Sequence[Genes]) -> NDArray[np.float64]:
         alive = np.tile(self.base, (count, 1))
