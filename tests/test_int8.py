@@ -68,5 +68,5 @@ def test_weights_are_int8_per_channel(tmp_path: Path) -> None:
 
 def test_what_cannot_be_quantised_is_said_in_one_sentence(tmp_path: Path) -> None:
     model = classifier()
-    with pytest.raises(UnsupportedError, match="^onnxruntime cannot quantise the model: "):
+    with pytest.raises(UnsupportedError, match=r"^onnxruntime cannot quantise the model: "):
         quantise(model, [])
