@@ -8,6 +8,7 @@ looked for again beside what was chosen. Nothing is lost that the user did not a
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from onnxnas.journal import Journal
 from onnxnas.ledger import exact_rows, recovered_rows, unfitted_rows
 from onnxnas.objectives import column
 from onnxnas.outcome import Evaluated, best_of, distinct, front_of, goal_of
+from onnxnas.pass_contract import OutOfTime
 from onnxnas.prepare import Prepared
 from onnxnas.quality import Task
 from onnxnas.recovery_search import RecoverySearch
@@ -124,7 +126,7 @@ class _Job:
         self.interrupted = False
         self.notes: list[str] = []
         self.trials: list[Trial] = []
-        self.counts: dict[str, int] = {}
+        self.counts = Counter[str]()
 
     def run(self) -> Chosen:
         prepared, wanted = self.prepared, self.wanted
@@ -255,6 +257,7 @@ class _Job:
             raise UsageError(f"What the rules force cannot be made: {found.best.reason}.")
         self.interrupted = found.stopped == "interrupted"
         self.trials += found.trials
+        self.counts += Counter(found.counts)
         self._phase("rewrites that change nothing", len(found.trials))
         return found
 
@@ -318,6 +321,7 @@ class _Job:
         )
         self.interrupted |= found.stopped == "interrupted"
         self.trials += found.trials
+        self.counts += Counter(found.counts)
         self._phase("the same beside the fitted ones", len(found.trials))
         return found
 
@@ -328,7 +332,14 @@ class _Job:
         if self.interrupted:
             return []
         _, named = front_of(distinct(everything, chosen), chosen, self.goal)
-        found = effort.refit_all([e.candidate for e in named.values() if e.weights])
+        known = len(effort.tried)
+        try:
+            effort.refit_all([e.candidate for e in named.values() if e.weights])
+        except OutOfTime:
+            pass  # they stay as they were judged before
+        except KeyboardInterrupt:
+            self.interrupted = True
+        found = [t.evaluated for t in effort.tried[known:]]
         self._phase("fitting the named ones again", len(found))
         return found
 
@@ -358,6 +369,7 @@ class _Job:
             "seed": self.seed,
             "budget_s": self.budget_s,
             "evaluations": len(trials),
+            "by_kind": dict(sorted(self._kinds(search, effort).items())),
             "space_size": float(self.prepared.space.size()),
             "seconds": round(time.monotonic() - self.start, 3),
             "cpu_seconds": round(sum(float(p["cpu_seconds"]) for p in self.phases.rows), 3),
@@ -365,7 +377,14 @@ class _Job:
             "stopped": stopped,
         }
         if search is not None and effort is not None:
-            found["looked_up"] = effort.looked_up
             tried = [t for t in effort.tried if t.evaluated.weights is chosen.weights]
             found["recovery"] = effort.report(tried[0] if tried else None, self.wanted.max_drop)
         return found
+
+    def _kinds(self, search: RecoverySearch | None, effort: Effort | None) -> Counter[str]:
+        """How many networks were looked at in which way."""
+        kinds = self.counts + (Counter() if search is None else search.evaluator.counts)
+        if effort is not None:
+            kinds["looked up"] = effort.looked_up
+            kinds += Counter(t.evaluated.evaluation for t in effort.tried)
+        return kinds

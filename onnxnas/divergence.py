@@ -75,6 +75,15 @@ class Divergence:
         n = len(self.agreement)
         return max(_standard_error(self.agreement), 1.0 / (n + 1)) if n else 0.0
 
+    def to_dict(self) -> dict[str, list[float]]:
+        """As plain JSON values."""
+        return {"rows": self.rows.tolist(), "agreement": self.agreement.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[float]]) -> Divergence:
+        """The reverse of `to_dict`."""
+        return cls(np.array(values["rows"], float), np.array(values["agreement"], float))
+
 
 def judged_tensors(graph: Any) -> tuple[Judged, ...]:
     """By what a network is compared to one that was made of it: one tensor for each output.

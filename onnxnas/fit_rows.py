@@ -103,15 +103,20 @@ class FitRows:
             if role == "judge":
                 yield batch
 
-    def run(self, graph: Any, tensors: Iterable[str], tick: Tick = no_tick) -> Rows:
+    def run(
+        self, graph: Any, tensors: Iterable[str], tick: Tick = no_tick, *, optimised: bool = True
+    ) -> Rows:
         """Values of some tensors of a graph, inputs among them, on every row but those to judge.
 
         What the original says of a mirrored picture is as true as of any other, so rows to fit on
         count twice; their mirrored reading is numbered behind all rows.
+
+        Args:
+            optimised: twice as fast, but which tensors are asked for shows in the last bits.
         """
         inputs = {t.name for t in graph.inputs}
         inner = [n for n in sorted(set(tensors)) if n not in inputs]
-        run = runner(graph, inner)
+        run = runner(graph, inner, optimised=optimised)
         for row, batch in enumerate(self.calibration.batches()):
             tick()
             if self.roles[row] == "judge":
@@ -133,7 +138,7 @@ def _picture(batch: Tensors) -> tuple[str, int] | None:
 
 
 def runner(
-    graph: Any, outputs: Sequence[str], inputs: Sequence[str] = ()
+    graph: Any, outputs: Sequence[str], inputs: Sequence[str] = (), *, optimised: bool = True
 ) -> Callable[[Tensors], dict[str, Any]]:
     """Computes some tensors of a graph from its inputs, or from others of its tensors.
 
@@ -143,6 +148,6 @@ def runner(
     """
     if not outputs:
         return lambda _: {}
-    session = Session(excerpt(graph, outputs, inputs), optimised=True)
+    session = Session(excerpt(graph, outputs, inputs), optimised=optimised)
     wanted = {value.name for value in session.session.get_inputs()}
     return lambda values: session.run({n: v for n, v in values.items() if n in wanted})

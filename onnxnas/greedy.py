@@ -38,6 +38,7 @@ class SearchResult:
         trials: every candidate that was looked at, in order.
         ledger: one row per site and choice.
         stopped: why the search ended.
+        counts: see `Evaluator.counts`.
     """
 
     baseline: Trial
@@ -45,6 +46,7 @@ class SearchResult:
     trials: tuple[Trial, ...]
     ledger: tuple[LedgerRow, ...]
     stopped: Literal["converged", "budget", "interrupted"]
+    counts: Mapping[str, int]
 
 
 class _OutOfTime(Exception):
@@ -97,6 +99,7 @@ def greedy(
         tuple(evaluator.trials.values()),
         tuple(search.ledger()),
         stopped,
+        dict(evaluator.counts),
     )
 
 

@@ -141,7 +141,8 @@ class Recovery:
             self.progress("sampling the original", done, len(sites))
             samplings = [s for _, asked in chunk for s in asked]
             tensors = {t for s in samplings for t in (*s.student_tensors, s.target)}
-            rows = self.rows.run(self.graph, tensors, self.tick)
+            # The same bits whichever sites are left to do, in whatever process.
+            rows = self.rows.run(self.graph, tensors, self.tick, optimised=False)
             samples = iter(read_samples(samplings, rows, None, self.rows.reads, self.seed))
             for site, asked in chunk:
                 self.progress("fitting each choice alone", done, len(sites))
@@ -175,11 +176,13 @@ class Recovery:
             if self.passes[site.pass_name].rounds(self.graph, site, alone[site.id, choice.label]):
                 context += " in rounds"
             kept = self.library.get(self._key(site, choice, context))
+            if not context:  # nothing is before it: it is as it was alone, library or not
+                kept = alone[site.id, choice.label]
             if kept is not None:
                 found[site.id, choice.label] = kept
             else:
                 if targets is None:
-                    targets = self._targets([s for s, _ in recovered[done:]], candidate)
+                    targets = self._targets([s for s, _ in recovered], candidate)
                 start = alone[site.id, choice.label]
                 rounds = self.passes[site.pass_name].rounds(self.graph, site, start, self.tick)
                 weights = values_only(found)
@@ -231,7 +234,9 @@ class Recovery:
         only = Candidate.of(dict(sized))
         original = apply_candidate(self.graph, self.space, only, self.passes).graph
         samplings = [s for site in sites for s in self._samplings(site)]
-        rows = self.rows.run(original, {s.target for s in samplings}, self.tick)
+        # The same bits whatever other choices the candidate has.
+        targets = {s.target for s in samplings}
+        rows = self.rows.run(original, targets, self.tick, optimised=False)
         return read_targets(samplings, rows, self.rows.reads, self.seed)
 
     def _in_rounds(

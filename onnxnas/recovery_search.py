@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from onnxnas.cost import Cost
 from onnxnas.cost_table import CostTable
 from onnxnas.divergence import Divergence
+from onnxnas.forks import cores, run_ahead
 from onnxnas.front_point import Evaluation
 from onnxnas.graph import static_view
 from onnxnas.held_out import HeldOut
@@ -183,8 +185,8 @@ class RecoverySearch:
         for move, divergence in judged.items():
             if self.journal is not None and np.isfinite(divergence.value):
                 single = Candidate.of(dict([move]))
-                self.journal.add("alone", single, divergence_values(divergence))
-        recalled = {m: divergence_from(v) for m, v in known.items() if v is not None}
+                self.journal.add("alone", single, divergence.to_dict())
+        recalled = {m: Divergence.from_dict(v) for m, v in known.items() if v is not None}
         return [recalled.get(m) or judged[m] for m in moves]
 
     def _recalled(self, kind: str, candidate: Candidate) -> dict[str, Any] | None:
@@ -202,13 +204,34 @@ class RecoverySearch:
     def _alone(self, moves: Sequence[Move]) -> tuple[dict[Move, Fitted], dict[Move, str]]:
         """Fit choices in a share of the time that is left."""
         if self.deadline is None:
+            self._alone_ahead(moves)
             return self.recovery.alone(moves)
         now = time.monotonic()
         self.recovery.deadline = now + _ALONE_SHARE * (self.deadline - now)
         try:
+            self._alone_ahead(moves)
             return self.recovery.alone(moves)
         finally:
             self.recovery.deadline = self.deadline
+
+    def _alone_ahead(self, moves: Sequence[Move]) -> None:
+        """Fit on all cores what the library lacks; whole sites, whose choices share work."""
+        if self.recovery.library.folder is None:
+            return
+        sites = list(dict.fromkeys(site_id for site_id, _ in moves))
+        count = min(cores(), len(sites))
+        quiet = replace(self.recovery, progress=lambda *_: None)
+        shares = [{*sites[i::count]} for i in range(count)]
+        self.progress(f"fitting each choice alone on {count} cores", 0, 1)
+        run_ahead([partial(quiet.alone, [m for m in moves if m[0] in s]) for s in shares])
+
+    def fit_ahead(self, candidates: Sequence[Candidate]) -> None:
+        """Fit candidates in order on all cores, so that the library has them."""
+        if self.recovery.library.folder is None or len(candidates) < 2:
+            return
+        quiet = replace(self.recovery, progress=lambda *_: None)
+        self.progress(f"fitting {len(candidates)} candidates in order, side by side", 0, 1)
+        run_ahead([partial(quiet.in_order, candidate) for candidate in candidates])
 
     def _savings(self) -> dict[Move, float]:
         moves = [
@@ -278,7 +301,9 @@ class RecoverySearch:
             m: max(0.0, s.divergence.value) / self.factors.get(m, 1.0)
             for m, s in self.singles.items()
         }
-        table = CostTable.additive(space, _weighed(self.start), _all_weighed(alone))
+        table = CostTable.additive(
+            space, _weighed(self.start), {m: _weighed(t) for m, t in alone.items()}
+        )
         problem = Problem.of(table, damage, goal)
         forced = {site_id for site_id, _ in self.forced.decisions}
         keep = [np.inf if site.id in forced else 0.0 for site in space]
@@ -331,13 +356,13 @@ class RecoverySearch:
         values = self._recalled(evaluation, candidate)
         if values is not None:
             cost = cost_from(values["cost"], self.evaluator.cost_model.target)
-            divergence = divergence_from(values)
+            divergence = Divergence.from_dict(values)
         else:
             applied = self._applied(candidate, weights)
             cost = self._cost(applied)
             divergence = self.held_out.divergence(applied)
             if self.journal is not None and np.isfinite(divergence.value):
-                values = {"cost": cost_values(cost), **divergence_values(divergence)}
+                values = {"cost": cost_values(cost), **divergence.to_dict()}
                 self.journal.add(evaluation, candidate, values)
         trial = Trial(candidate, cost)
         return Finalist(candidate, goal, trial, divergence, proxy, weights, evaluation)
@@ -348,25 +373,11 @@ class RecoverySearch:
         return self.evaluator.cost_model.cost(view)
 
 
-def divergence_values(divergence: Divergence) -> dict[str, Any]:
-    """As a journal keeps it."""
-    return {"rows": divergence.rows.tolist(), "agreement": divergence.agreement.tolist()}
-
-
-def divergence_from(values: Mapping[str, Any]) -> Divergence:
-    """The reverse of `divergence_values`."""
-    return Divergence(np.array(values["rows"], float), np.array(values["agreement"], float))
-
-
 def _weighed(trial: Trial) -> Trial:
     """With a figure for weights where the target says nothing about them: they do not count."""
     if trial.cost is None or trial.cost.weight_bytes is not None:
         return trial
     return replace(trial, cost=replace(trial.cost, weight_bytes=0))
-
-
-def _all_weighed(trials: Mapping[Move, Trial]) -> dict[Move, Trial]:
-    return {move: _weighed(trial) for move, trial in trials.items()}
 
 
 def exclusive_moves(space: SearchSpace, moves: Sequence[Move]) -> list[frozenset[Move]]:

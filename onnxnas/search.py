@@ -85,7 +85,7 @@ class Evaluator:
         graph: the normalised original; is not changed.
         input_shapes: static shapes for costing.
         journal: what was costed in an earlier run that was cut short; takes down what is new.
-        counts: how many networks were costed, by the kind of figure.
+        counts: networks by kind of figure: what was costed, and ``predicted`` alone.
     """
 
     graph: Any
@@ -132,6 +132,7 @@ class Evaluator:
             asked = list(views)
             for candidate, reason in zip(asked, rule_out(asked, list(views.values())), strict=True):
                 if reason:
+                    self.counts["predicted"] += 1
                     ruled_out[candidate] = Trial(candidate, None, reason, True)
                     del views[candidate]
         for candidate, trial in zip(views, self._cost(views), strict=True):

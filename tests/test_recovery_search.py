@@ -13,7 +13,7 @@ from onnxnas.cost import Cost
 from onnxnas.divergence import Divergence
 from onnxnas.objectives import Goal
 from onnxnas.pass_contract import Fitted
-from onnxnas.recovery_search import RecoverySearch, Single, divergence_from, divergence_values
+from onnxnas.recovery_search import RecoverySearch, Single
 from onnxnas.search import Evaluator, Move, Trial, cost_from, cost_values
 from onnxnas.sites import Candidate, Choice, SearchSpace, Site
 
@@ -104,7 +104,7 @@ def test_exact_choices_give_way_to_fitted_ones() -> None:
 
 def test_what_a_journal_keeps_comes_back() -> None:
     judged = Divergence(np.array([0.1, 1 / 3]), np.array([1.0, 0.0]))
-    back = divergence_from(divergence_values(judged))
+    back = Divergence.from_dict(judged.to_dict())
     assert back.rows.tolist() == judged.rows.tolist()
     assert back.agrees == judged.agrees
     whole = cost(123.0)

@@ -60,8 +60,8 @@ def test_the_same_bytes_twice_and_after_a_kill(tmp_path: Path) -> None:
     first, second = search(whole), search(killed)
     end = time.monotonic() + 120
     while time.monotonic() < end and second.poll() is None:
-        journal = [*(killed / "library").glob("evaluations-*.jsonl")]
-        if journal and b'"multishot"' in journal[0].read_bytes():
+        begun = [*(killed / "library").glob("evaluations-*.jsonl")]
+        if begun and b'"multishot"' in begun[0].read_bytes():
             second.send_signal(signal.SIGKILL)
             break
         time.sleep(0.01)
