@@ -167,7 +167,8 @@ def test_pictures_are_smooth_but_not_flat() -> None:
     assert picture((2, 5), np.random.default_rng(0)).shape == (2, 5)
 
 
-def test_more_work_takes_longer_and_kernels_add_up() -> None:
+def test_more_work_takes_longer_and_kernels_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_cpu, "_ATTEMPTS", 1)
     models = [from_model(_conv(c, s)) for c, s in ((4, 6), (32, 48))]
     small, large = OnnxruntimeCostModel(protocol=SHORT).cost_many(models)
     assert large.cycles > 5 * small.cycles
@@ -176,7 +177,8 @@ def test_more_work_takes_longer_and_kernels_add_up() -> None:
         assert sum(k.cycles or 0.0 for k in cost.kernels) == pytest.approx(cost.cycles)
 
 
-def test_what_cannot_run_is_an_error_that_says_so() -> None:
+def test_what_cannot_run_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_cpu, "_ATTEMPTS", 1)
     bad = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17, "no" : 1]> g (float[2] x) => (float[2] y) '
         "{ y = no.Such(x) }"
