@@ -121,6 +121,8 @@ class CatBoostCostModel(KernelCostModel):
             networks: kernels of each.
             placements: of each on the target; without, as if memory did not matter.
         """
+        if not networks:
+            return []
         table = KernelTable.of(networks, placements)
         cycles = self.predict(table)
         widths = self._interval.kernel(table.ops)

@@ -260,6 +260,7 @@ def test_the_artefact_costs_networks_and_names_its_processor(artefact: Path) -> 
     assert model.target.config["processor"] == processor()
     assert model.target.macs_per_cycle > 1
     assert model.caveats() == ()
+    assert model.cost_many([]) == []
     graph = static_view(sample_network("bottlenecks", 1), {})
     cost = model.cost(graph)
     assert cost.kind == "predicted"
