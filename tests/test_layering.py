@@ -16,13 +16,14 @@ LAYERS = """
 6 strategy_checks pipeline finishing choose exact_search fitting efforts outcome damage ledger
 6 wanted plan result testing
 6 report report_page report_tables page front_picture curve_picture
-5 prepare search screening greedy cost_table interactions materialize verify evaluate quality metrics
+5 prepare search screening greedy cost_table interactions materialize verify evaluate quality
+5 metrics front_point rules rule_file rule_costs recipe transfer attribution
 5 problem strategy strategies exact integer_program evolution journal study front
 5 fit_rows int8 torch_network distill proxies recover divergence held_out recovery_search
-5 front_point rules rule_file rule_costs recipe transfer attribution
 4 plugins
 4 passes.* hwmodels.*
-3 pass_contract cost calibration pictures samples channel_fit joint_widths activation_fit width_pass gradient_fit block_fit
+3 pass_contract cost calibration pictures samples channel_fit joint_widths activation_fit width_pass
+3 gradient_fit block_fit
 3 objectives
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
 2 channel_values least_squares memory fusion pointwise squeeze_excite
