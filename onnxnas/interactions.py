@@ -102,6 +102,8 @@ class Interactions:
             if term in self.terms:
                 self._touched[term[0]] = self._touches(term)
         whole = self._whole()
+        for site in whole:
+            self._beside(site)
         near = self._near(whole)
         level = [term for term in alone if term in self.terms]
         for order in range(2, self.order + 1):
@@ -116,7 +118,7 @@ class Interactions:
             self._read(packs, what)
             level = [t for pack in packs for t in pack if t in self.terms]
         for site in whole:
-            self._with_whole(site)
+            self._scaled(site)
         return self
 
     def _whole(self) -> list[int]:
@@ -126,27 +128,31 @@ class Interactions:
         least = max(_FEW, len(self.base) // 2)
         return sorted({gene[0] for gene, names in self._touched.items() if len(names) > least})
 
-    def _with_whole(self, site: int) -> None:
-        """Terms of single choices with one that changes most kernels, in the groups they were in.
-
-        Terms of more choices are not looked at: they are taken to be scaled as the single one of
-        them is that changes a kernel most. Halving both sides of a map quarters what a convolution
-        costs, however many channels it has.
-        """
+    def _beside(self, site: int) -> None:
+        """Terms of single choices with one that changes most kernels, in their groups."""
         genes = [gene for gene in self._touched if gene[0] == site]
         free = [[t for t in pack if not self._clash(t, site)] for pack in self._alone]
-        packs = {gene: [[*pack, (gene,)] for pack in free if pack] for gene in genes}
-        unions = [_union(pack) for gene in genes for pack in packs[gene]]
+        packs = [[*pack, (gene,)] for gene in genes for pack in free if pack]
         room = max(0, self.networks - self.looked)
-        self.left_out += len(unions[room:])
-        self._look(unions[:room], "each choice with one of the whole network")
-        for gene in genes:
-            for pack in packs[gene]:
-                if (union := _union(pack)) in self._values:
-                    for term in pack[:-1]:
-                        both = _union((term, (gene,)))
-                        self.terms[both] = self._added(union, both, self.terms[term])
-            for term in [t for t in self.terms if len(t) > 1 and not self._clash(t, site)]:
+        self.left_out += len(packs[room:])
+        what = "each choice with one of the whole network"
+        self._look([_union(pack) for pack in packs[:room]], what)
+        for pack in packs[:room]:
+            if (union := _union(pack)) in self._values:
+                for term in pack[:-1]:
+                    both = _union((term, pack[-1]))
+                    self.terms[both] = self._added(union, both, self.terms[term])
+
+    def _scaled(self, site: int) -> None:
+        """Terms of two and more choices with one that changes most kernels.
+
+        They are not looked at: they are taken to be scaled as the single one of them is that
+        changes a kernel most. Halving both sides of a map quarters what a convolution costs,
+        however many channels it has.
+        """
+        terms = [t for t in self.terms if len(t) > 1 and not self._clash(t, site)]
+        for gene in [gene for gene in self._touched if gene[0] == site]:
+            for term in terms:
                 self.terms[_union((term, (gene,)))] = {
                     name: value * self._scale(name, term, gene)
                     for name, value in self.terms[term].items()
