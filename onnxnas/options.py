@@ -68,7 +68,7 @@ UncoveredOpt = Annotated[
 ]
 OutOpt = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="Result file [default: MODEL-TARGET.onnx here]."),
+    typer.Option("--output", "-o", help="Result file (default: MODEL-TARGET.onnx here)."),
 ]
 DEFAULT_TARGET = "ethos-u55-128"
 DEFAULT_UNCOVERED = "10%"

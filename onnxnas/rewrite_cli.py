@@ -104,7 +104,7 @@ def optimize(
     ] = None,
     seed: SeedOpt = 0,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the reports [default: OUTPUT.run].")
+        Path | None, typer.Option(help="Folder of the reports (default: OUTPUT.run).")
     ] = None,
     json_to: JsonOpt = None,
     dry_run: Annotated[

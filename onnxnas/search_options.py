@@ -79,8 +79,8 @@ MaxUncoveredOpt = Annotated[
     typer.Option(
         "--max-uncovered",
         metavar="SHARE",
-        help="End if predictions know nothing like more of the kernels than this [default: 10% "
-        "for targets with nothing but predictions].",
+        help="End if a larger share of the kernels than this is unlike all that predictions were "
+        "trained on (default: 10% for targets with nothing but predictions).",
     ),
 ]
 
