@@ -185,7 +185,6 @@ class Effort:
             return
         if self.goal.columns[0] == _DAMAGE:
             meet = [r for r in rungs if self._meets_others(self._of(r))]
-            self._ahead(meet[:2])
             for rung in meet[:2]:
                 self.refit(rung)
         elif math.isinf(self.limit):
@@ -198,7 +197,6 @@ class Effort:
         """Up from the last rung that was good enough unfitted, or down to the first that is."""
         good = [i for i, r in enumerate(rungs) if self._of(r).damage <= self.limit]
         first = at = max(good, default=0)
-        self._ahead(rungs[at : at + 2])
         met: dict[int, Tried] = {}
         failures = 0
         while at < len(rungs) and failures < 2:
@@ -237,7 +235,6 @@ class Effort:
             fresh = [c for c in dict.fromkeys(asked) if c is not None and c not in done]
             if not fresh:
                 return
-            self._ahead(fresh[:_COHORT])
             for candidate in fresh[:_COHORT]:
                 self.refit(candidate)
 
@@ -277,7 +274,6 @@ class Effort:
         Raises:
             OutOfTime: before all were judged.
         """
-        self._ahead(candidates)
         tried = [self.refit(candidate) for candidate in candidates]
         return [t.evaluated for t in tried if t is not None]
 
@@ -308,11 +304,6 @@ class Effort:
                 for f in [t.finalist]
             ],
         }
-
-    def _ahead(self, candidates: Sequence[Candidate]) -> None:
-        """Fit side by side what is about to be refitted."""
-        done = {t.finalist.candidate for t in self.tried if self._is_refit(t)}
-        self.search.fit_ahead([c for c in candidates if c not in done])
 
     def refit(self, candidate: Candidate) -> Tried | None:
         """Fit a candidate's choices in order and judge it; at most once.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ import numpy as np
 from onnxnas.cost import Cost
 from onnxnas.cost_table import CostTable
 from onnxnas.divergence import Divergence
-from onnxnas.forks import cores, run_ahead
 from onnxnas.front_point import Evaluation
 from onnxnas.graph import static_view
 from onnxnas.held_out import HeldOut
@@ -204,34 +202,13 @@ class RecoverySearch:
     def _alone(self, moves: Sequence[Move]) -> tuple[dict[Move, Fitted], dict[Move, str]]:
         """Fit choices in a share of the time that is left."""
         if self.deadline is None:
-            self._alone_ahead(moves)
             return self.recovery.alone(moves)
         now = time.monotonic()
         self.recovery.deadline = now + _ALONE_SHARE * (self.deadline - now)
         try:
-            self._alone_ahead(moves)
             return self.recovery.alone(moves)
         finally:
             self.recovery.deadline = self.deadline
-
-    def _alone_ahead(self, moves: Sequence[Move]) -> None:
-        """Fit on all cores what the library lacks; whole sites, whose choices share work."""
-        if self.recovery.library.folder is None:
-            return
-        sites = list(dict.fromkeys(site_id for site_id, _ in moves))
-        count = min(cores(), len(sites))
-        quiet = replace(self.recovery, progress=lambda *_: None)
-        shares = [{*sites[i::count]} for i in range(count)]
-        self.progress(f"fitting each choice alone on {count} cores", 0, 1)
-        run_ahead([partial(quiet.alone, [m for m in moves if m[0] in s]) for s in shares])
-
-    def fit_ahead(self, candidates: Sequence[Candidate]) -> None:
-        """Fit candidates in order on all cores, so that the library has them."""
-        if self.recovery.library.folder is None or len(candidates) < 2:
-            return
-        quiet = replace(self.recovery, progress=lambda *_: None)
-        self.progress(f"fitting {len(candidates)} candidates in order, side by side", 0, 1)
-        run_ahead([partial(quiet.in_order, candidate) for candidate in candidates])
 
     def _savings(self) -> dict[Move, float]:
         moves = [

@@ -227,7 +227,7 @@ def test_named_candidates_are_written_and_do_what_their_recipes_say(
     assert again.model.SerializeToString() == (folder / "A.onnx").read_bytes()
 
 
-def test_thorough_tries_more_than_normal_on_any_number_of_cores(optimize: Optimize) -> None:
+def test_thorough_tries_more_than_normal_and_needs_no_library(optimize: Optimize) -> None:
     options: dict[str, Any] = {**QUICK, "max_drop": 0.004}
     normal, thorough = (optimize(no_classes(), effort=e, **options) for e in ("normal", "thorough"))
     alone = optimize(no_classes(), effort="thorough", **{**options, "library": None})
