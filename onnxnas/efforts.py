@@ -110,6 +110,9 @@ class Effort:
         try:
             problem = self.search.problem(self._table_goal())
             rungs = self._ladder(problem)
+            if not rungs:  # no sum meets the other limits: what comes nearest is worth knowing
+                free = replace(problem, goal=replace(problem.goal, limits=()))
+                rungs = self._ladder(free)
             if self.start.decisions:
                 self.refit(self._known(problem, self.start))
             rungs = self._single_shots(rungs)
