@@ -19,7 +19,7 @@ from onnxnas.cost import MAX_UNCOVERED, Cost, refuse_uncovered
 from onnxnas.cpu_time import Phases
 from onnxnas.damage import Damage
 from onnxnas.efforts import Effort
-from onnxnas.errors import InfeasibleError, UsageError
+from onnxnas.errors import InfeasibleError, UnsupportedError, UsageError
 from onnxnas.exact_search import ExactSearch, paying
 from onnxnas.fit_rows import MIN_ROWS
 from onnxnas.fitting import open_journal, recovery_search
@@ -194,9 +194,13 @@ class _Job:
             if original.kind == "predicted":
                 refuse_uncovered(original, share)
             return None
+        try:
+            predicted = screen.predictor.cost(self._evaluator().view(Candidate()))
+        except UnsupportedError as error:
+            self.notes.append(f"Every choice is compiled, none is predicted: {error}")
+            return None
         if wanted.max_uncovered is not None:
-            view = self._evaluator().view(Candidate())
-            refuse_uncovered(screen.predictor.cost(view), wanted.max_uncovered)
+            refuse_uncovered(predicted, wanted.max_uncovered)
         others = {limit.metric for limit in wanted.limits} | set(wanted.objective)
         return None if wanted.full or others - {"latency", "quality"} else screen
 
@@ -359,6 +363,7 @@ class _Job:
         """For the report: plain JSON values."""
         trials = {t.candidate for t in self.trials}
         late = self.deadline is not None and time.monotonic() > self.deadline
+        late |= search is not None and search.cut_short
         stopped = "interrupted" if self.interrupted else "budget" if late else exact.stopped
         found: dict[str, Any] = {
             "strategy": f"{self.wanted.strategy}, then greedy" if search else "greedy",

@@ -103,7 +103,7 @@ def show_result(result: Result, output: Path, run_dir: Path, command: Sequence[s
         )
     )
     applied = report_tables.applied_lines(result)
-    print("applied: " + ("; ".join(applied) or "nothing, no choice pays on this target"))
+    print("applied: " + "; ".join(applied))
     print(f"exactness: {result.exactness}; {result.verification.lines()[-1]}")
     for quality in result.quality:
         print(f"measured: {quality}")

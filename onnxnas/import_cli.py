@@ -73,7 +73,8 @@ def import_(
 @app.command()
 def cpu(
     out: Annotated[
-        Path | None, typer.Argument(help="Card to write (default: cpu-ort.json or cpu-ort-int8.json).")
+        Path | None,
+        typer.Argument(help="Card to write (default: cpu-ort.json or cpu-ort-int8.json here)."),
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Statically quantised (QDQ).")] = False,
     data: Annotated[Path, typer.Option(help="Folder of the training data.")] = Path("target-data"),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from onnxnas.fusion import ARITHMETIC, CONVOLUTIONS, group_from, is_constant
-from onnxnas.ops import macs
+from onnxnas.ops import macs, require_shapes
 from onnxnas.weight_statistics import WeightStatistics
 
 _LARGEST_STEP = 8
@@ -134,10 +134,13 @@ def split_kernels(graph: Any, statistics: WeightStatistics | None = None) -> lis
     """Kernels of a network in execution order; every computed tensor is in exactly one.
 
     Args:
-        graph: `gs.Graph`, topologically sorted, shapes static (`onnxnas.graph.static_view`); is
-            not changed, and no lazy weight of it is computed.
+        graph: `gs.Graph` with static shapes; is not changed, no lazy weight of it is computed.
         statistics: remembers what it learned about weights between graphs that share them.
+
+    Raises:
+        UnsupportedError: a shape is not known.
     """
+    require_shapes(graph)
     return _Split(graph, statistics or WeightStatistics()).kernels()
 
 
@@ -170,7 +173,7 @@ class _Split:
             for t in n.inputs
             if id(t) not in inside and not is_constant(t) and t.name
         )
-        y = nodes[-1].outputs[0]
+        y, made = nodes[-1].outputs[0], (t for n in nodes for t in n.outputs)
         x_shape = _four(variables[0].shape if variables else first.outputs[0].shape)
         y_shape = _four(_kept(first, variables))
         weight = _weight(first)
@@ -179,7 +182,7 @@ class _Split:
         attrs = first.attrs
         return Kernel(
             output=y.name,
-            tensors=tuple(t.name for n in nodes for t in n.outputs if t.name),
+            tensors=(*(t.name for t in made if t.name and t is not y), y.name),
             op=_op(first, variables),
             activation=activation,
             batch=x_shape[0],

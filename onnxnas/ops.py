@@ -11,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxnas.errors import UnsupportedError
 from onnxnas.graph import is_static, values_of
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
@@ -207,3 +208,17 @@ def merge_groups(weight: NDArray[Any], group: int, new_group: int) -> NDArray[An
         start = index % merged * per_group
         new[:, start : start + per_group] = old
     return result
+
+
+def require_shapes(graph: Any) -> None:
+    """Refuse a graph in which the shape of a node's output is not known.
+
+    Raises:
+        UnsupportedError: names the first, e.g. behind an operator of another domain.
+    """
+    for node in graph.nodes:
+        if node.outputs and node.outputs[0].shape is None:
+            raise UnsupportedError(
+                f"The shape of {node.outputs[0].name!r}, which {node.op} writes, is not known: "
+                "costs cannot be predicted."
+            )

@@ -11,8 +11,10 @@ from typing import Any
 from onnxnas import graph as graphs
 from onnxnas.calibration import Calibration
 from onnxnas.efforts import EffortName
+from onnxnas.errors import UnsupportedError
 from onnxnas.fit_rows import MIN_ROWS
 from onnxnas.materialize import apply_candidate
+from onnxnas.ops import require_shapes
 from onnxnas.prepare import Prepared
 from onnxnas.rewriter import SiteGone
 from onnxnas.runtime import Session, sample_feeds
@@ -125,6 +127,10 @@ def curate(prepared: Prepared, progress: Progress | None = None) -> Curated:
         return Curated(prepared.space, note=note)
     screen = Screen(predictor)
     before = graphs.static_view(prepared.graph, prepared.input_shapes)
+    try:
+        require_shapes(before)
+    except UnsupportedError as error:
+        return Curated(prepared.space, note=f"nothing is left out: {error}")
     moves = [(s.id, c.label) for s in prepared.space for c in s.choices]
     removed: dict[Move, str] = {}
     costs: dict[Move, Any] = {}

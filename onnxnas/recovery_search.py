@@ -27,7 +27,8 @@ from onnxnas.materialize import Applied, apply_candidate
 from onnxnas.objectives import Goal, column
 from onnxnas.pass_contract import Fitted, OutOfTime
 from onnxnas.problem import Problem
-from onnxnas.recover import Move, Recovery, values_only
+from onnxnas.recover import OUT_OF_TIME, Move, Recovery, values_only
+from onnxnas.rewriter import SiteGone
 from onnxnas.screening import Screen, dominated
 from onnxnas.search import (
     AT_ONCE,
@@ -44,6 +45,7 @@ from onnxnas.sites import Candidate, SearchSpace
 _ALONE_SHARE = 0.6
 """Of the time there is for fitting choices alone; the rest is for judging and combining them."""
 LATE = "not judged before the time was up"
+_NOT_COSTED = "not costed before the time was up"
 _CYCLES, _DAMAGE = column("latency"), column("quality")
 
 
@@ -97,7 +99,7 @@ class RecoverySearch:
         rejected: why the others are out.
         alone: what each choice costs alone beside `base`.
         deadline: by `time.monotonic`; nothing is started after it.
-        screen: asked first; what it rules out is not costed.
+        screen: predicts single choices, so that the target's backend is not asked about each.
         journal: what was judged in an earlier run that was cut short; takes down what is new.
         axes: columns of `FIGURES`, at least one of which a choice has to lower.
         base: exact decisions that are made in any case, where nothing else is in their way.
@@ -136,6 +138,11 @@ class RecoverySearch:
     def start(self) -> Trial:
         """The model with nothing but `base`."""
         return self.evaluator.evaluate([self.base])[0]
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the time was up before every choice was looked at."""
+        return not {LATE, _NOT_COSTED, OUT_OF_TIME}.isdisjoint(self.rejected.values())
 
     def beside(self, candidate: Candidate) -> Candidate:
         """A candidate and of `base` what does not exclude it."""
@@ -218,17 +225,14 @@ class RecoverySearch:
             if choice.exactness == "recovered"
         ]
         savings: dict[Move, float] = {}
-        screen, before = self.screen, self.evaluator.view(self.base)
-        rule_out = None if screen is None else lambda _, views: screen.reasons(before, views)
+        before = self.evaluator.view(self.base)
         for start in range(0, len(moves), AT_ONCE):
             self.progress("costing each choice alone", start, len(moves))
             some = moves[start : start + AT_ONCE]
             if self._late():
-                self.rejected.update(dict.fromkeys(some, "not costed before the time was up"))
+                self.rejected.update(dict.fromkeys(some, _NOT_COSTED))
                 continue
-            trials = self.evaluator.evaluate(
-                [self.beside(Candidate.of(dict([move]))) for move in some], rule_out
-            )
+            trials = self._costed([self.beside(Candidate.of(dict([m]))) for m in some], before)
             for move, trial in zip(some, trials, strict=True):
                 self.alone[move] = trial
                 if trial.cost is None:
@@ -242,6 +246,23 @@ class RecoverySearch:
                         "costs cycles" if saving < 0 else f"saves less than {MIN_GAIN:.1%}"
                     )
         return self._undominated(savings)
+
+    def _costed(self, candidates: Sequence[Candidate], before: Any) -> list[Trial]:
+        """Single choices: predicted where that can be relied on; combinations are compiled."""
+        assert self.start.cost is not None
+        views: dict[Candidate, Any] = {}
+        for candidate in candidates if self.screen is not None else ():
+            try:
+                views[candidate] = self.evaluator.view(candidate)
+            except SiteGone:
+                continue  # the evaluator below says so of it
+        known: dict[Candidate, Trial] = {}
+        if self.screen is not None:
+            costs = self.screen.costs(self.start.cost, before, list(views.values()))
+            known = {c: Trial(c, cost) for c, cost in zip(views, costs, strict=True) if cost}
+        self.evaluator.counts["predicted"] += len(known)
+        rest = iter(self.evaluator.evaluate([c for c in candidates if c not in known]))
+        return [known[c] if c in known else next(rest) for c in candidates]
 
     def _undominated(self, savings: Mapping[Move, float]) -> dict[Move, float]:
         """Without choices that another of their site beats, where latency alone counts."""

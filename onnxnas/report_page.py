@@ -52,7 +52,7 @@ def _result(result: Result) -> Iterator[Block]:
         ("", "original", "result", "change"), summary_rows(result.original, result.optimized)
     )
     yield Heading("What was applied")
-    yield _bullets(applied_lines(result) or ["nothing: no choice pays here"])
+    yield _bullets(applied_lines(result))
     yield Text(
         f"Exactness: {result.exactness}. {_asked_for(result.search)}Search: "
         f"{result.search['evaluations']} networks costed, "

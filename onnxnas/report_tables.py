@@ -62,7 +62,14 @@ def top_kernels(original: Cost, optimized: Cost, count: int = 5) -> list[Row]:
 
 
 def applied_lines(result: Result) -> list[str]:
-    """What was applied where, one line per kind of rewrite and choice."""
+    """What was applied where, one line per kind of rewrite and choice; or why nothing was."""
+    if not result.recipe.candidate.decisions:
+        late = result.search.get("stopped") in ("budget", "interrupted")
+        return [
+            "nothing: the time was up before anything that pays was found"
+            if late
+            else "nothing: no choice pays on this target"
+        ]
     counts: Counter[tuple[str, str]] = Counter()
     for site, choice in result.recipe.candidate.decisions:
         counts[site.split("@", 1)[0], choice] += 1

@@ -13,7 +13,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from onnxnas.cost import CostModel
-from onnxnas.errors import UsageError
+from onnxnas.errors import UnsupportedError, UsageError
+from onnxnas.ops import require_shapes
 from onnxnas.prepare import Prepared
 from onnxnas.recovery_search import exclusive_moves
 from onnxnas.roundtrip import silenced
@@ -55,7 +56,7 @@ def savings_of_removed(prepared: Prepared, progress: Progress | None = None) -> 
     """
     if prepared.ruled is None:
         return {}
-    predictor = _predictor(prepared.cost_model)
+    predictor = _predictor(prepared)
     evaluator = Evaluator(
         prepared.graph,
         prepared.ruled.before,
@@ -84,10 +85,11 @@ def savings_of_removed(prepared: Prepared, progress: Progress | None = None) -> 
     return found
 
 
-def _predictor(cost_model: CostModel) -> CostModel | None:
+def _predictor(prepared: Prepared) -> CostModel | None:
     try:
-        return cost_model.predictor()
-    except UsageError:  # the search has said why already
+        require_shapes(prepared.graph)
+        return prepared.cost_model.predictor()
+    except (UsageError, UnsupportedError):  # the search has said why already
         return None
 
 

@@ -8,7 +8,7 @@ that differ count, each with the interval of its own prediction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxnas.cost import Cost, CostModel
@@ -48,6 +48,31 @@ class Screen:
         """The same with the predicted costs."""
         old, *new = self.predictor.cost_many([before, *views])
         return [(_reason(old, cost), cost) for cost in new]
+
+    def costs(self, start: Cost, before: Any, views: Sequence[Any]) -> list[Cost | None]:
+        """Costs of rewritten networks without asking the target's backend.
+
+        Args:
+            start: what the backend says of `before`; predictions are scaled to it, so that
+                differences can be read off.
+            before: static view of the network that was rewritten.
+            views: of the others.
+
+        Returns:
+            None where the backend has to be asked: what was learned is unsure, or an operator is
+            new, and whether the target can run it at all is the backend's to say.
+        """
+        old, *new = self.predictor.cost_many([before, *views])
+        known = {node.op for node in before.nodes}
+        scale = start.cycles / old.cycles if old.cycles else 1.0
+        found: list[Cost | None] = []
+        for view, cost in zip(views, new, strict=True):
+            if {node.op for node in view.nodes} - known or doubt(old, cost) == float("inf"):
+                found.append(None)
+            else:
+                cycles, seconds = scale * cost.cycles, scale * cost.seconds
+                found.append(replace(cost, cycles=cycles, seconds=seconds))
+        return found
 
 
 def _reason(old: Cost, new: Cost) -> str:
