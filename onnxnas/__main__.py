@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line; Ctrl-C while it is still being imported is quiet, too."""
+    # Fits are many small products: threads of the matrix library only wait for each other, and
+    # the last bits of a sum would depend on how many cores there are. It reads this when loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from onnxnas.cli import main as run
 

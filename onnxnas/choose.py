@@ -156,7 +156,11 @@ class _Job:
             everything.append(better)
             chosen = best_of([better, chosen], self.goal)
         if effort is not None and wanted.refit_front and wanted.effort != "quick":
-            everything += self._refitted(effort, everything, chosen)
+            again = self._refitted(effort, everything, chosen)
+            everything += again
+            must = set(self.forced.decisions)
+            again = [e for e in again if must <= set(e.candidate.decisions)]
+            chosen = best_of([chosen, *again], self.goal)
         front, named = front_of(distinct(everything, chosen), chosen, self.goal)
         rows = (
             unfitted_rows(prepared.space, lacking)
