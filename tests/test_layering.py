@@ -52,7 +52,10 @@ ONLY_IN = {
 MAKES_TARGETS = {"import_cli", "target_cli"}
 """Commands that measure for, train and check targets: they name the tools, not the targets."""
 
-READS_ENVIRONMENT = {"hwmodels.vela_compiler": "where the user keeps caches: XDG_CACHE_HOME"}
+READS_ENVIRONMENT = {
+    "__main__": "threads of the matrix library, unless the user says how many",
+    "hwmodels.vela_compiler": "where the user keeps caches: XDG_CACHE_HOME",
+}
 MAX_LINES = 400
 CACHES = {"cache", "lru_cache", "functools.cache", "functools.lru_cache"}
 MUTATING = {
