@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from onnxnas.cost import Cost, KernelCost, Kind, refuse_uncovered
+from onnxnas.cost import MAX_UNCOVERED, Cost, KernelCost, Kind, refuse_uncovered
 from onnxnas.errors import CoverageError
+
+KINDS: tuple[Kind, ...] = ("predicted", "estimate", "measured")
 
 
 def cost(kind: Kind = "predicted", unknown: int = 1, outside: int = 1) -> Cost:
@@ -37,11 +39,21 @@ def test_too_little_coverage_is_refused_and_the_worst_kernels_named() -> None:
     assert "target measure toy --like MODEL" in text
 
 
-def test_enough_coverage_passes() -> None:
-    refuse_uncovered(cost(), 0.2)
-    refuse_uncovered(cost(unknown=1, outside=0))
+def refused(found: Cost, limit: float = MAX_UNCOVERED) -> bool:
+    try:
+        refuse_uncovered(found, limit)
+    except CoverageError:
+        return True
+    return False
 
 
-def test_figures_that_rest_on_no_training_data_are_never_refused() -> None:
-    refuse_uncovered(cost("estimate"), 0.0)
-    refuse_uncovered(cost("measured"), 0.0)
+def test_as_much_as_the_limit_passes_and_no_more() -> None:
+    assert cost().uncovered_share == 0.2
+    assert not refused(cost(), 0.2)
+    assert refused(cost(), 0.19)
+    assert not refused(cost(unknown=1, outside=0))  # the default of 10 %
+    assert refused(cost(unknown=1, outside=1))
+
+
+def test_only_predictions_are_refused() -> None:
+    assert [refused(cost(kind), 0.0) for kind in KINDS] == [True, False, False]
