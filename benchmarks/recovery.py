@@ -40,9 +40,10 @@ from onnxnas.distill import distill
 from onnxnas.errors import InfeasibleError
 from onnxnas.fitting import recovery_search
 from onnxnas.graph import contract, to_model
-from onnxnas.int8 import MOST_ROWS, quantise
+from onnxnas.int8 import MOST_ROWS
 from onnxnas.materialize import apply_candidate
 from onnxnas.prepare import prepare
+from onnxnas.quantise import quantise
 from onnxnas.recover import values_only
 from onnxnas.runtime import Session
 from onnxnas.screening import Screen

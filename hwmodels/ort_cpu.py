@@ -23,18 +23,19 @@ import onnx_graphsurgeon as gs
 
 from onnxnas.cost import Cost, CostModel, KernelCost, Target
 from onnxnas.errors import OnnxnasError, UnsupportedError
-from onnxnas.graph import static_view
+from onnxnas.graph import from_model, static_view
 from onnxnas.hwmodels import csv_import, training
 from onnxnas.hwmodels.catboost_model import CatBoostCostModel
 from onnxnas.hwmodels.coverage import COLUMNS
 from onnxnas.hwmodels.dataset import Dataset
 from onnxnas.hwmodels.ort_profile import Recorder, kernel_seconds, nodes_of
-from onnxnas.hwmodels.ort_quantise import quantised
+from onnxnas.hwmodels.ort_worker import picture
 from onnxnas.hwmodels.processor import processor
 from onnxnas.hwmodels.sampling import sample_network
 from onnxnas.hwmodels.timing_plan import export
 from onnxnas.kernels import Kernel, split_kernels
 from onnxnas.loading import load_model, save_model
+from onnxnas.quantise import quantise
 
 CLOCK_HZ = 1e9
 """Cycles of these targets are nanoseconds."""
@@ -70,11 +71,19 @@ class Protocol:
     core: int = -1
 
 
+def quantised(model: Any, seed: int = 0) -> Any:
+    """A network in int8; ranges come from one random picture, such as it is timed with."""
+    rng = np.random.default_rng(seed)
+    graph = from_model(model)
+    feeds = {t.name: picture(t.shape, rng).astype(t.dtype) for t in graph.inputs}
+    return quantise(model, [feeds], unsigned=True)
+
+
 class OnnxruntimeCostModel(CostModel):
     """Times networks here. The same graph never costs quite the same twice.
 
     Args:
-        int8: quantise each network first, see `quantised`.
+        int8: quantise each network first, see `onnxnas.quantise`.
         protocol: how to time.
     """
 
@@ -137,14 +146,7 @@ class OnnxruntimeCostModel(CostModel):
 
     def _model(self, graph: Any) -> Any:
         model = _named(graph)
-        if not self._int8:
-            return model
-        try:
-            return quantised(model)
-        except Exception as error:  # onnxruntime's quantiser raises what its parts raise
-            raise UnsupportedError(
-                f"onnxruntime cannot quantise {graph.name!r}: {_first_line(error)}."
-            ) from error
+        return quantised(model) if self._int8 else model
 
     def _cost(self, graph: Any, answer: dict[str, Any], ran: Any, recorder: Recorder) -> Cost:
         if answer["reason"]:
@@ -284,7 +286,3 @@ def _faster(answer: dict[str, Any], factor: float) -> dict[str, Any]:
         return answer
     nodes = {name: seconds / factor for name, seconds in answer["nodes"].items()}
     return {**answer, "seconds": answer["seconds"] / factor, "nodes": nodes}
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")

@@ -13,8 +13,9 @@ from onnx import numpy_helper
 from onnxnas.calibration import Calibration, load_calibration
 from onnxnas.errors import UnsupportedError
 from onnxnas.graph import contract
-from onnxnas.int8 import compare_int8, quantise
+from onnxnas.int8 import compare_int8
 from onnxnas.quality import Task
+from onnxnas.quantise import quantise
 
 ROWS = np.random.default_rng(3).standard_normal((60, 3, 8, 8)).astype(np.float32)
 

@@ -27,7 +27,7 @@ LAYERS = """
 3 objectives
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
 2 channel_values least_squares memory fusion pointwise squeeze_excite
-1 graph roundtrip protos loading normalise runtime difference probes foreign excerpt
+1 quantise graph roundtrip protos loading normalise runtime difference probes foreign excerpt
 0 errors version toml_file cpu_time
 """
 """Imports point down, or stay in a layer without a cycle."""
@@ -36,7 +36,7 @@ ONLY_IN = {
     "onnx": "1 int8",
     "google": "1",
     "onnx_graphsurgeon": "1 2 passes.* hwmodels.* testing",
-    "onnxruntime": "runtime int8 hwmodels.*",
+    "onnxruntime": "runtime quantise hwmodels.*",
     "onnxslim": "normalise",
     "PIL": "pictures calibration",
     "matplotlib": "front_picture curve_picture",

@@ -20,10 +20,9 @@ from onnxnas.errors import OnnxnasError, UnsupportedError
 from onnxnas.graph import from_model, static_view
 from onnxnas.hwmodels import csv_import, dataset, ort_cpu, training
 from onnxnas.hwmodels.kernel_table import KernelTable
-from onnxnas.hwmodels.ort_cpu import OnnxruntimeCostModel, Protocol
+from onnxnas.hwmodels.ort_cpu import OnnxruntimeCostModel, Protocol, quantised
 from onnxnas.hwmodels.ort_placement import columns, in_blocks
 from onnxnas.hwmodels.ort_profile import Node, Recorder, kernel_seconds, nodes_of
-from onnxnas.hwmodels.ort_quantise import quantised
 from onnxnas.hwmodels.ort_worker import picture
 from onnxnas.hwmodels.processor import processor
 from onnxnas.hwmodels.sampling import sample_network
