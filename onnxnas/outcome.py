@@ -125,14 +125,12 @@ def front_of(
 ) -> tuple[tuple[FrontPoint, ...], Mapping[str, Evaluated]]:
     """The candidates that nothing beats, and the original; and the named ones by their names.
 
-    Compared are latency and damage, and whatever else is minimised or limited; where nothing was
-    damaged, memory and weights in its place.
+    Compared are latency and damage, and whatever else is minimised or limited.
     """
     figures = _figures(everything)
     first = next((c for c in goal.columns if c != _QUALITY), 0)
     damaged = bool((figures[:, _QUALITY] > 0).any())
-    extra = (_QUALITY,) if damaged else (1, 2)
-    columns = list(dict.fromkeys((first, *goal.columns, *goal.ceilings, *extra)))
+    columns = list(dict.fromkeys((first, *goal.columns, *goal.ceilings, _QUALITY)))
     columns = [c for c in columns if c != _QUALITY or damaged]
     on_front = pareto(figures, columns)
     changed = [i for i, e in enumerate(everything) if e.candidate.decisions]
