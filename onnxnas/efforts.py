@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy.optimize import nnls
 
+from onnxnas.corrected_sums import corrected
 from onnxnas.damage import Damage, damage_of
 from onnxnas.errors import UnsupportedError
 from onnxnas.integer_program import Program
@@ -32,11 +33,12 @@ from onnxnas.search import figures_of
 from onnxnas.sites import Candidate
 from onnxnas.strategies import make
 from onnxnas.study import Study
+from onnxnas.zero_shot import ZeroShot
 
 EffortName = Literal["quick", "normal", "thorough"]
 EFFORTS: tuple[EffortName, ...] = ("quick", "normal", "thorough")
 
-_DAMAGE = column("quality")
+_CYCLES, _DAMAGE = column("latency"), column("quality")
 _STEP = 0.05
 """Between two rungs of the ladder, as a share of what is left without any damage."""
 _SHORT = 0.01
@@ -46,6 +48,8 @@ _HOPELESS = 4.0
 _LOOKED_AT = 4000
 """Candidates a strategy looks up in the table for one ladder."""
 _COHORTS, _COHORT = 3, 4
+_POOL = 2
+"""Times a cohort: so many are at hand for a zero-shot score to choose from, if one is of use."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Effort:
         start: a candidate to begin with.
         tried: in order.
         looked_up: candidates that were only looked up.
+        zero_shot: whether scores of structures say anything here.
     """
 
     search: RecoverySearch
@@ -91,6 +96,10 @@ class Effort:
     start: Candidate = field(default_factory=Candidate)
     tried: list[Tried] = field(default_factory=list)
     looked_up: int = 0
+    zero_shot: ZeroShot = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.zero_shot = ZeroShot(self.search.evaluator.view, self.seed, self.search.recovery.tick)
 
     @property
     def axis(self) -> int:
@@ -105,23 +114,28 @@ class Effort:
 
     def run(self) -> None:
         """Try combinations until there is nothing more to try, or the time is up."""
+        with suppress(OutOfTime):
+            self._run()
+        if self.name == "quick":
+            self.zero_shot.why_not = "effort is quick"
+        else:
+            self.zero_shot.assess([t.finalist for t in self.tried])
+
+    def _run(self) -> None:
         if not self.search.singles:
             return
-        try:
-            problem = self.search.problem(self._table_goal())
-            rungs = self._ladder(problem)
-            if not rungs:  # no sum meets the other limits: what comes nearest is worth knowing
-                free = replace(problem, goal=replace(problem.goal, limits=()))
-                rungs = self._ladder(free)
-            if self.start.decisions:
-                self.refit(self._known(problem, self.start))
-            rungs = self._single_shots(rungs)
-            if self.name != "quick":
-                self._multishots(problem, rungs)
-            if self.name == "thorough":
-                self._breed(problem)
-        except OutOfTime:
-            return
+        problem = self.search.problem(self._table_goal())
+        rungs = self._ladder(problem)
+        if not rungs:  # no sum meets the other limits: what comes nearest is worth knowing
+            free = replace(problem, goal=replace(problem.goal, limits=()))
+            rungs = self._ladder(free)
+        if self.start.decisions:
+            self.refit(self._known(problem, self.start))
+        rungs = self._single_shots(rungs)
+        if self.name != "quick":
+            self._multishots(problem, rungs)
+        if self.name == "thorough":
+            self._breed(problem)
 
     def _table_goal(self) -> Goal:
         """Both ends of the front; what is limited besides is kept to, damage is not."""
@@ -157,7 +171,7 @@ class Effort:
         return self.search.beside(candidate) if candidate.decisions else None
 
     def _from_front(self, problem: Problem, rungs: Sequence[float]) -> list[Candidate | None]:
-        start = self._genes(problem, [self.start]) if self.start.decisions else None
+        start = problem.genes([self.start]) if self.start.decisions else None
         study = Study(problem, make(self.strategy, problem, self.seed, start))
         front = study.run(_LOOKED_AT, self.search.deadline)
         self.looked_up += front.evaluations
@@ -227,18 +241,23 @@ class Effort:
     def _breed(self, problem: Problem) -> None:
         """Cohorts around the front: sums corrected by what was found, then bred by evolution."""
         for cohort in range(_COHORTS):
-            corrected = self._corrected(problem)
-            parents = self._genes(problem, [t.finalist.candidate for t in self.tried])
-            study = Study(corrected, make("evolution", corrected, self.seed + cohort, parents))
+            refits = {t.finalist.candidate: t.damage for t in self.tried if self._is_refit(t)}
+            better = corrected(problem, refits)
+            parents = problem.genes([t.finalist.candidate for t in self.tried])
+            study = Study(better, make("evolution", better, self.seed + cohort, parents))
             front = study.run(_LOOKED_AT, self.search.deadline)
             self.looked_up += front.evaluations
-            done = {t.finalist.candidate for t in self.tried if self._is_refit(t)}
             order = np.argsort(np.abs(front.figures[:, _DAMAGE] - self._aim()), kind="stable")
-            asked = [self._whole(problem, front.genes[i]) for i in order]
-            fresh = [c for c in dict.fromkeys(asked) if c is not None and c not in done]
+            fresh: dict[Candidate, float] = {}
+            for i in order:
+                candidate = self._whole(problem, front.genes[i])
+                if candidate is not None and candidate not in refits:
+                    fresh.setdefault(candidate, front.figures[i, _CYCLES])
             if not fresh:
                 return
-            for candidate in fresh[:_COHORT]:
+            self.zero_shot.assess([t.finalist for t in self.tried])
+            pool = list(fresh)[: _POOL * _COHORT]
+            for candidate in self.zero_shot.best_first(pool, [fresh[c] for c in pool])[:_COHORT]:
                 self.refit(candidate)
 
     def _aim(self) -> float:
@@ -246,30 +265,6 @@ class Effort:
         if math.isfinite(self.limit):
             return self.limit
         return float(np.median([t.damage for t in self.tried] or [0.0]))
-
-    def _corrected(self, problem: Problem) -> Problem:
-        """Damages of single choices, scaled so that their sums are what was really found.
-
-        Least squares over the trials, each scale not negative and pulled to the scale that suits
-        all choices together.
-        """
-        refits = [t for t in self.tried if self._is_refit(t)]
-        if not refits:
-            return problem
-        genes = self._genes(problem, [t.finalist.candidate for t in refits])
-        found = np.array([t.damage for t in refits]).clip(0.0)
-        by_site = [damage[genes[:, i]] for i, damage in enumerate(problem.damage)]
-        single = np.stack(by_site, axis=1)
-        total = single.sum(1)
-        if not total.any():
-            return problem
-        common = float(found @ total / (total @ total))
-        pull = 0.3 * float(np.sqrt((single**2).sum(0).max()))
-        rows = np.vstack([single, pull * np.eye(single.shape[1])])
-        aims = np.concatenate([found, np.full(single.shape[1], pull * common)])
-        scales, _ = nnls(rows, aims)
-        damage = tuple(d * s for d, s in zip(problem.damage, scales, strict=True))
-        return replace(problem, damage=tuple(np.where(np.isnan(d), np.inf, d) for d in damage))
 
     def refit_all(self, candidates: Sequence[Candidate]) -> list[Evaluated]:
         """Fit candidates in order that were not yet.
@@ -306,6 +301,7 @@ class Effort:
                 for t in sorted(self.tried, key=lambda t: -t.finalist.trial.cycles)
                 for f in [t.finalist]
             ],
+            "zero_shot": self.zero_shot.to_dict(),
         }
 
     def refit(self, candidate: Candidate) -> Tried | None:
@@ -363,13 +359,3 @@ class Effort:
         moves = {(s.id, c.label) for s in problem.table.sites for c in s.choices}
         known = Candidate.of({m[0]: m[1] for m in candidate.decisions if m in moves})
         return self.search.beside(known)
-
-    def _genes(self, problem: Problem, candidates: Sequence[Candidate]) -> Genes:
-        rows = np.zeros((len(candidates), len(problem.table.sites)), np.intp)
-        for row, candidate in zip(rows, candidates, strict=True):
-            chosen = dict(candidate.decisions)
-            for i, site in enumerate(problem.table.sites):
-                labels = [c.label for c in site.choices]
-                if chosen.get(site.id) in labels:
-                    row[i] = 1 + labels.index(chosen[site.id])
-        return rows

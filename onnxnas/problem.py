@@ -242,6 +242,17 @@ class Problem:
             }
         )
 
+    def genes(self, candidates: Sequence[Candidate]) -> Genes:
+        """The reverse of `candidate`, for several; what the table does not know of is left out."""
+        rows = np.zeros((len(candidates), len(self.table.sites)), np.intp)
+        for row, candidate in zip(rows, candidates, strict=True):
+            chosen = dict(candidate.decisions)
+            for i, site in enumerate(self.table.sites):
+                labels = [c.label for c in site.choices]
+                if chosen.get(site.id) in labels:
+                    row[i] = 1 + labels.index(chosen[site.id])
+        return rows
+
     def everything(self) -> Genes:
         """All candidates, for spaces small enough to hold them: (size, sites)."""
         ranges = [range(count + 1) for count in self.choices]

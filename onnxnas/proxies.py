@@ -13,7 +13,7 @@ baselines that any of them has to beat, multiply-accumulates and parameters:
 
 A score says something about candidates of one model only as far as it ranks them as their true
 damage does *at the same latency*: `assess` measures that, and what does not beat the baselines is
-not to be used.
+not to be used. Where the damage of single choices is known, its sum is a baseline too.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from scipy.stats import rankdata
 
 from onnxnas.excerpt import excerpt
 from onnxnas.graph import count_parameters
-from onnxnas.ops import macs
+from onnxnas.ops import is_constant, macs
 from onnxnas.runtime import Session
 
-BASELINES = ("macs", "parameters")
+SUM = "sum of single choices"
+BASELINES = ("macs", "parameters", SUM)
 SCORES = ("naswot", "zen", "meco")
 
 MIN_CANDIDATES = 8
@@ -43,6 +44,9 @@ _ROWS = 16
 
 _STEP = 0.01
 """Of `zen`: the change of the input, as a share of its size (the paper's)."""
+
+_BITS_AT_ONCE = 1 << 20
+"""Units of `naswot` that are compared at a time."""
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _ACTIVATIONS = frozenset({
@@ -87,7 +91,8 @@ def zero_shot(graph: Any, seed: int = 0) -> dict[str, float]:
     for row in range(_ROWS):
         feeds = noise()
         values = session.run(feeds)
-        codes.append(np.concatenate([values[n].ravel() > 0 for n in before] or [np.zeros(0)]))
+        active = np.concatenate([values[n].ravel() > 0 for n in before] or [np.zeros(0, bool)])
+        codes.append(np.packbits(active))
         if row == 0 and convs:
             found["meco"] = sum(_least_eigenvalue(values[name]) for name in convs)
         if features:
@@ -99,7 +104,7 @@ def zero_shot(graph: Any, seed: int = 0) -> dict[str, float]:
             )
             moved.append(float(np.linalg.norm(near[features] - values[features])))
     if before:
-        found["naswot"] = _log_determinant(np.stack(codes))
+        found["naswot"] = _log_determinant(np.stack(codes), len(active))
     if features and (distance := float(np.mean(moved))) > 0:
         found["zen"] = float(np.log(distance)) + scale
     return found
@@ -114,13 +119,16 @@ class Rank:
         correlation: Spearman's, of the score with minus the damage, latency held fixed (partial
             correlation of ranks).
         count: candidates compared.
-        useful: it is positive and beats both baselines.
+        useful: it is positive and beats all baselines, whichever one candidate is left out: of a
+            few candidates one can make any score look good.
+        reason: why it is not useful, as a clause; empty where it is.
     """
 
     score: str
     correlation: float
     count: int
     useful: bool
+    reason: str = ""
 
 
 def assess(
@@ -139,25 +147,65 @@ def assess(
     if len(scores) < MIN_CANDIDATES:
         return ()
     names = [n for n in (*BASELINES, *SCORES) if all(np.isfinite(s.get(n, np.nan)) for s in scores)]
-    found = {
-        name: partial_rank_correlation([s[name] for s in scores], [-d for d in damage], cycles)
-        for name in names
-    }
-    bar = max([0.0, *(found[n] for n in BASELINES)])
-    return tuple(
-        Rank(name, value, len(scores), name in SCORES and value > bar)
-        for name, value in found.items()
-    )
+    values = np.array([[s[n] for n in names] for s in scores])
+    lost, slow = np.array(damage), np.array(cycles)
+    count = len(scores)
+    whole = _ranked(values, lost, slow)
+    parts = [
+        _ranked(*(np.delete(a, i, axis=0) for a in (values, lost, slow))) for i in range(count)
+    ]
+    ranks = []
+    for at, name in enumerate(names):
+        reason = _not_useful(name, at, names, whole, parts)
+        ranks.append(Rank(name, whole[at], count, not reason, reason))
+    return tuple(ranks)
+
+
+def _ranked(
+    values: NDArray[np.float64], damage: NDArray[np.float64], cycles: NDArray[np.float64]
+) -> list[float]:
+    return [partial_rank_correlation(v, -damage, cycles) for v in values.T]
+
+
+def _not_useful(
+    name: str,
+    at: int,
+    names: Sequence[str],
+    whole: Sequence[float],
+    parts: Sequence[Sequence[float]],
+) -> str:
+    """Why a score is of no use, empty if it is."""
+    if name in BASELINES:
+        return "a baseline"
+    if whole[at] <= 0:
+        return "what it prefers loses no less"
+    rivals = [i for i, n in enumerate(names) if n in BASELINES]
+    best = max(rivals, key=lambda i: whole[i])
+    if whole[at] <= whole[best]:
+        return f"{names[best]} ranks them as well"
+    if any(part[at] <= max(0.0, *(part[i] for i in rivals)) for part in parts):
+        return "it is ahead by no more than one candidate"
+    return ""
 
 
 def partial_rank_correlation(
-    a: Sequence[float], b: Sequence[float], fixed: Sequence[float]
+    a: Sequence[float] | NDArray[np.float64],
+    b: Sequence[float] | NDArray[np.float64],
+    fixed: Sequence[float] | NDArray[np.float64],
 ) -> float:
     """Spearman's correlation of two quantities, a third one held fixed; 0 where one is constant."""
-    ranks = [rankdata(values) for values in (a, b, fixed)]
-    ab, ac, bc = (_correlation(ranks[i], ranks[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
-    rest = (1 - ac**2) * (1 - bc**2)
-    return float((ab - ac * bc) / np.sqrt(rest)) if rest > 1e-12 else 0.0
+    return _correlation(beside(a, fixed), beside(b, fixed))
+
+
+def beside(
+    values: Sequence[float] | NDArray[np.float64], fixed: Sequence[float] | NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Ranks of values without what the ranks of another quantity explain of them (linearly)."""
+    ranks, other = (np.asarray(rankdata(v)) - (len(v) + 1) / 2 for v in (values, fixed))
+    spread = float(other @ other)
+    rest = ranks - (float(ranks @ other) / spread if spread else 0.0) * other
+    nothing = float(rest @ rest) <= 1e-12 * float(ranks @ ranks)
+    return np.zeros(len(ranks)) if nothing else rest
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -172,7 +220,7 @@ def _initialised(graph: Any, seed: int) -> tuple[Any, float]:
         if node.op not in _LAYERS:
             continue
         for place, tensor in enumerate(node.inputs[1:3]):
-            if tensor.inputs or tensor.shape is None or not hasattr(tensor, "values"):
+            if not is_constant(tensor) or tensor.shape is None:  # asked for values, it makes them
                 continue
             shape = tuple(tensor.shape)
             if place == 1:
@@ -198,11 +246,20 @@ def _width(node: Any, shape: Sequence[int]) -> int:
     return int(shape[-1])
 
 
-def _log_determinant(codes: NDArray[np.bool_]) -> float:
-    """Of the kernel that counts, for two rows, the units in the same state."""
-    active = codes.astype(np.float32)
-    same = active @ active.T + (1 - active) @ (1 - active).T
-    sign, value = np.linalg.slogdet(same.astype(np.float64))
+def _log_determinant(codes: NDArray[np.uint8], units: int) -> float:
+    """Of the kernel that counts, for two rows, the units in the same state.
+
+    Args:
+        codes: (rows, units / 8) bits of the units that are active.
+        units: how many there are.
+    """
+    both = np.zeros((len(codes), len(codes)))
+    for start in range(0, codes.shape[1], _BITS_AT_ONCE // 8):
+        bits = np.unpackbits(codes[:, start : start + _BITS_AT_ONCE // 8], axis=1)
+        active = bits.astype(np.float32)
+        both += active @ active.T
+    alone = both.diagonal()
+    sign, value = np.linalg.slogdet(units - alone[:, None] - alone[None] + 2 * both)
     return float(value) if sign > 0 else float("-inf")
 
 

@@ -58,6 +58,8 @@ def _result(result: Result) -> Iterator[Block]:
         f"{result.search['evaluations']} networks costed, "
         f"{_ENDED[result.search['stopped']]}."
     )
+    if result.verification.resized:
+        yield Text(f"**The contract changed**: {result.verification.resized}.")
     rules = rule_rows(result)
     if rules:
         yield Heading("Rules")
@@ -218,6 +220,33 @@ def _fitted_weights(recovery: Mapping[str, Any] | None) -> Iterator[Block]:
         for f in recovery["finalists"]
     ]
     yield _table(("cycles", "divergence", "agreement", "drop", ""), rows)
+    yield from _zero_shot(recovery.get("zero_shot"))
+
+
+def _zero_shot(found: Mapping[str, Any] | None) -> Iterator[Block]:
+    """What scores of structures say about this model's own candidates."""
+    if found is None:
+        return
+    yield Heading("Zero-shot scores")
+    if "unavailable" in found:
+        yield Text(f"None was used: {found['reason']}.")
+        return
+    yield Text(
+        "Scores of a structure with random weights, and whether they rank this search's own "
+        f"{found['candidates']} combinations (weights fitted {found['fitted']}) by their "
+        "divergence: rank correlation with less of it, latency held fixed. What does not beat all "
+        "baselines, whichever candidate is left out, is not used."
+    )
+    rows = [
+        (
+            s["score"],
+            f"{s['rank_correlation']:+.2f}" if "rank_correlation" in s else "",
+            "yes" if s["used"] else "no",
+            s["reason"],
+        )
+        for s in found["scores"]
+    ]
+    yield _table(("score", "rank correlation", "used", "because"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -14,7 +14,7 @@ import pytest
 from fakes import ToyCostModel
 from oracle import run
 
-from onnxnas import gradient_fit, pipeline
+from onnxnas import gradient_fit, pipeline, proxies
 from onnxnas import prepare as prepare_module
 from onnxnas.calibration import Calibration, load_calibration
 from onnxnas.errors import InfeasibleError, UsageError
@@ -194,6 +194,7 @@ def test_quick_takes_weights_as_they_were_fitted_alone(optimize: Optimize, tmp_p
     )
     assert again.model.SerializeToString() == result.model.SerializeToString()
     assert not result.contributions
+    assert result.search["recovery"]["zero_shot"]["reason"] == "effort is quick"
 
 
 def test_the_front_holds_the_original_and_the_chosen_one(optimize: Optimize) -> None:
@@ -235,6 +236,17 @@ def test_thorough_tries_more_than_normal_and_needs_no_library(optimize: Optimize
     assert thorough.search["evaluations"] >= normal.search["evaluations"]
     assert thorough.search["by_kind"]["looked up"] > normal.search["by_kind"]["looked up"]
     assert thorough.optimized.cost.cycles <= normal.optimized.cost.cycles
+    scored = thorough.search["recovery"]["zero_shot"]
+    assert scored["fitted"] == "together"
+    assert {s["score"] for s in scored["scores"]} == {*proxies.BASELINES, *proxies.SCORES}
+    assert {s["reason"] for s in scored["scores"] if "rank_correlation" not in s} == {
+        "not all candidates have it"  # where both blocks are gone nothing is left to look at
+    }
+    jsonschema.validate(thorough.to_dict(), schema())
+    assert "| zen | " in markdown(thorough)
+    few = normal.search["recovery"]["zero_shot"]
+    assert few["unavailable"]
+    assert f"None was used: {few['reason']}" in markdown(normal)
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "random", "evolution"])

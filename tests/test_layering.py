@@ -20,6 +20,7 @@ LAYERS = """
 5 metrics front_point rules rule_file rule_costs recipe transfer attribution
 5 problem strategy strategies exact integer_program evolution journal study front
 5 fit_rows int8 torch_network distill proxies recover divergence held_out recovery_search
+5 zero_shot corrected_sums
 4 plugins
 4 passes.* hwmodels.*
 3 pass_contract cost calibration pictures samples channel_fit joint_widths activation_fit width_pass
@@ -27,7 +28,7 @@ LAYERS = """
 3 objectives
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
 2 channel_values least_squares memory fusion pointwise squeeze_excite
-1 quantise graph roundtrip protos loading normalise runtime difference probes foreign excerpt
+1 quantise graph roundtrip protos loading normalise runtime difference probes foreign excerpt resized
 0 errors version toml_file cpu_time
 """
 """Imports point down, or stay in a layer without a cycle."""

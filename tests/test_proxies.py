@@ -28,7 +28,7 @@ def chain(width: int, depth: int = 3) -> object:
 def test_all_scores_are_there_and_repeat() -> None:
     first, second = zero_shot(chain(8)), zero_shot(chain(8))
     assert first == second
-    assert set(first) == {*proxies.BASELINES, *proxies.SCORES}
+    assert set(first) == {"macs", "parameters", *proxies.SCORES}
     assert zero_shot(chain(8), seed=1)["naswot"] != first["naswot"]
 
 
@@ -64,8 +64,9 @@ def test_wider_and_deeper_scores_more() -> None:
 def test_naswot_by_hand() -> None:
     # Rows 110 and 100 agree in two of three units: the kernel is [[3, 2], [2, 3]].
     codes = np.array([[1, 1, 0], [1, 0, 0]], bool)
-    assert proxies._log_determinant(codes) == pytest.approx(np.log(5.0))
-    assert proxies._log_determinant(codes[[0, 0]]) == -np.inf
+    packed = np.packbits(codes, axis=1)
+    assert proxies._log_determinant(packed, 3) == pytest.approx(np.log(5.0))
+    assert proxies._log_determinant(packed[[0, 0]], 3) == -np.inf
 
 
 def test_meco_by_hand() -> None:
@@ -79,7 +80,7 @@ def test_meco_by_hand() -> None:
 
 def test_a_model_without_layers_has_baselines_only() -> None:
     b = models.ModelBuilder([1, 3, 4, 4])
-    assert set(zero_shot(view(b, b.op("Add", b.x, b.x)))) == set(proxies.BASELINES)
+    assert set(zero_shot(view(b, b.op("Add", b.x, b.x)))) == {"macs", "parameters"}
 
 
 def test_partial_correlation_takes_latency_out() -> None:
@@ -108,4 +109,22 @@ def test_only_a_score_that_beats_the_baselines_is_useful() -> None:
     assert not ranks["zen"].useful
     assert not ranks["macs"].useful
     assert "meco" not in ranks
+    assert ranks["zen"].reason == "what it prefers loses no less"
+    assert ranks["parameters"].reason == "a baseline"
+    known = [{**row, proxies.SUM: -d} for row, d in zip(rows, damage, strict=True)]
+    (naswot,) = (r for r in assess(known, cycles.tolist(), damage.tolist()) if r.score == "naswot")
+    assert (naswot.useful, naswot.reason) == (False, f"{proxies.SUM} ranks them as well")
     assert assess(rows[:7], cycles[:7].tolist(), damage[:7].tolist()) == ()
+
+
+def test_one_lucky_candidate_makes_no_score_useful() -> None:
+    cycles = [1.0] * 9
+    damage = [float(d) for d in (1, 2, 3, 4, 5, 6, 7, 8, 90)]
+    middling = [3.0, 1.0, 4.0, 2.0, 3.0, 2.0, 4.0, 1.0]  # says nothing of the first eight
+    rows = [
+        {"macs": m, "parameters": 0.0, "naswot": s}
+        for m, s in zip([*middling, 2.0], [*reversed(middling), -9.0], strict=True)
+    ]
+    ranks = {r.score: r for r in assess(rows, cycles, damage)}
+    assert ranks["naswot"].correlation > max(0.0, ranks["macs"].correlation)
+    assert ranks["naswot"].reason == "it is ahead by no more than one candidate"
