@@ -1,4 +1,4 @@
-"""The user's own inputs, row by row: arrays or a folder of pictures, never all in memory."""
+"""The user's own inputs, row by row: arrays or a folder of pictures, few of them in memory."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ from onnxnas.runtime import NUMPY_DTYPES
 Row = dict[str, NDArray[Any]]
 _CHECKED_AT_ONCE = 64
 """Rows looked at when the data is opened, so that most mistakes show before any work is done."""
+_KEPT_BYTES = 1 << 28
+"""Of rows kept in memory: a search reads them again and again, and reading one can mean to
+decompress all before it, or to decode a picture."""
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Rows of inputs for one model. Opening it reads a few; iterating reads one batch at a time.
+
+    What was read stays in memory up to 256 MiB; the file must not change meanwhile.
 
     Attributes:
         source: the file or folder.
@@ -137,9 +142,36 @@ def load_calibration(
     if len(data) < data.batch:
         raise UsageError(f"{path} has {len(data)} rows, fewer than the model's batch {data.batch}.")
     data = data if limit is None else data.spread(limit)
+    data = dataclasses.replace(data, _read=_keeping(data._read, _KEPT_BYTES))
     for _ in data.spread(_CHECKED_AT_ONCE).batches():
         pass
     return data
+
+
+def _keeping(
+    read: Callable[[Sequence[int]], Iterator[Row]], most: int
+) -> Callable[[Sequence[int]], Iterator[Row]]:
+    """The same rows, of which those read first are kept until they fill `most` bytes."""
+    kept: dict[int, Row] = {}
+    room = most
+
+    def rows(indices: Sequence[int]) -> Iterator[Row]:
+        nonlocal room
+        missing = [i for i in indices if i not in kept]
+        new, asked = read(missing), set(missing)
+        for i in indices:
+            if i not in asked:
+                yield kept[i]
+                continue
+            row = next(new)
+            size = sum(values.nbytes for values in row.values())
+            if i not in kept and size <= room:
+                for values in row.values():
+                    values.flags.writeable = False
+                kept[i], room = row, room - size
+            yield row
+
+    return rows
 
 
 class _StoredArray:

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from onnxnas import calibration
 from onnxnas.calibration import Calibration, load_calibration
 from onnxnas.errors import UsageError
 from onnxnas.graph import Port
@@ -91,7 +92,10 @@ def test_rows_are_limited_and_chosen_evenly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path, compressed: bool) -> None:
+def test_memory_does_not_grow_with_the_rows(
+    tmp_path: Path, compressed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "_KEPT_BYTES", 1 << 20)
     array = np.zeros((400, 3, 64, 64), np.float32)  # 20 MB
     inputs = [Port("x", "float", (1, 3, 64, 64))]
     if compressed:
@@ -103,6 +107,23 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, compressed: bool) ->
         assert tracemalloc.get_traced_memory()[1] < 3e6
     finally:
         tracemalloc.stop()
+
+
+def test_rows_that_were_read_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as fit; two readers at once, and some rows twice, get each what they ask for."""
+    array = floats(6, 3, 4, 6)
+    monkeypatch.setattr(calibration, "_KEPT_BYTES", 4 * array[0].nbytes)
+    path = npy(tmp_path / "a.npy", array)
+    data = load_calibration(path, IMAGE, limit=5)
+    both = list(zip(data.batches(), data.subset([1, 4]).batches(), strict=False))
+    np.testing.assert_array_equal([a["x"][0] for a, _ in both], array[list(data.rows[:2])])
+    np.testing.assert_array_equal(both[1][1]["x"][0], array[data.rows[4]])
+    np.save(path, 2 * array)
+    read = np.concatenate([b["x"] for b in data.batches()])
+    np.testing.assert_array_equal(read[:4], array[list(data.rows[:4])])
+    np.testing.assert_array_equal(read[4:], 2 * array[list(data.rows[4:])])
 
 
 def test_other_byte_orders_are_turned_round(tmp_path: Path) -> None:
