@@ -184,12 +184,12 @@ def mean_average_precision(
 
 @dataclass(frozen=True)
 class _Detections:
-    """One class's detections over all rows, best score first: their rows (n,), and whether each
-    is right at each IoU threshold (n, thresholds).
+    """One class's detections over all rows, best score first: their rows (n,), and which of them
+    are right at each IoU threshold (thresholds arrays of indices).
     """
 
     rows: Array
-    right: Array
+    rises: tuple[Array, ...]
 
     @classmethod
     def of(
@@ -203,7 +203,8 @@ class _Detections:
             right.append(_match(boxes[row][kept], truth))
             ranks.append(scores[row, kept, label])
         order = np.argsort(-np.concatenate(ranks), kind="stable")
-        return cls(np.concatenate(rows)[order], np.concatenate(right)[order])
+        all_right = np.concatenate(right)[order]
+        return cls(np.concatenate(rows)[order], tuple(map(np.flatnonzero, all_right.T)))
 
     def average_precision(
         self, weights: NDArray[np.float64], present: float, thresholds: int
@@ -216,8 +217,11 @@ class _Detections:
         points = np.linspace(0, 1, 101)
         areas = []
         for t in range(thresholds):
-            right = np.cumsum(weight * self.right[:, t])
-            precision = np.maximum.accumulate((right / all_found)[::-1])[::-1]
+            # Recall rises, and precision is highest, where a right one comes: the rest can be left
+            # out, which makes hundreds of resamples affordable.
+            rises = self.rises[t]
+            right = np.cumsum(weight[rises])
+            precision = np.maximum.accumulate((right / all_found[rises])[::-1])[::-1]
             at = np.searchsorted(right / present, points - 1e-9)
             areas.append(np.append(precision, 0.0)[at].mean())
         return float(np.mean(areas))
@@ -246,7 +250,8 @@ def box_iou(a: Array, b: Array) -> Array:
 
 
 def _areas(boxes: Array) -> Array:
-    areas: Array = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(1)
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    areas: Array = np.maximum(width, 0) * np.maximum(height, 0)
     return areas
 
 
