@@ -152,15 +152,18 @@ class OutputDifference:
         if self.problem:
             return f"{self.name}: {self.problem}"
         noise = f", rounding noise of the original {self.noise:.2g}" if self.noise else ""
-        allowed = f"allowed {self.tolerance:.2g}{noise}"
+        return f"{self.measured()}; allowed {self.tolerance:.2g}{noise}"
+
+    def measured(self) -> str:
+        """How far it is off, without what is allowed."""
         if not self.by_magnitude:
-            text = f"{self.name}: {self._unequal} of {self._count} elements differ ({allowed})"
+            text = f"{self.name}: {self._unequal} of {self._count} elements differ"
         elif self._misplaced:
             text = f"{self.name}: {self._misplaced} NaN or infinite values are not where they were"
         else:
             text = (
                 f"{self.name}: largest error {self.max_abs_error:.3g} of {self.max_reference:.3g}, "
-                f"relative {self.error:.2g} ({allowed}), SNR {self.snr_db:.1f} dB"
+                f"relative {self.error:.2g}, SNR {self.snr_db:.1f} dB"
             )
             if self.argmax_agreement is not None:
                 text += f", argmax agrees {self.argmax_agreement:.2%}"
