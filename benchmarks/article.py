@@ -3,8 +3,8 @@
     python benchmarks/article.py --target ethos-u65-512
 
 A detector by changed widths alone, by fused inverted bottlenecks alone, and by everything; a
-classifier made smaller; a segmenter's front of five. Weights are fitted on 200 unlabelled pictures;
-400 labelled ones of the same split bind `--max-drop`; the metric is reported on the test split,
+classifier made smaller; a segmenter's front of five. Weights are fitted on 500 unlabelled pictures;
+1,000 labelled ones of the same split bind `--max-drop`; the metric is reported on the test split,
 which nothing before has seen. Every run is one `onnxnas optimize` whose command is printed.
 Latency and memory are estimates of the target's compiler, metrics are measured.
 
@@ -29,7 +29,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "sample_models"
-FITTED, BINDING = 200, 400
+FITTED, BINDING = 500, 1000
 METRICS = {"presence_detector": "map", "camera_classifier": "top1", "room_segmenter": "miou"}
 ALL: tuple[str, ...] = ()
 CASES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
