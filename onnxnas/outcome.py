@@ -125,11 +125,13 @@ def front_of(
 ) -> tuple[tuple[FrontPoint, ...], Mapping[str, Evaluated]]:
     """The candidates that nothing beats, and the original; and the named ones by their names.
 
-    Compared are latency and damage, and whatever else is minimised or limited.
+    Compared are latency and damage, and whatever else is minimised or limited. Where the damage
+    that binds is the same, which a share of few rows often is, the next measure decides.
     """
     figures = _figures(everything)
     first = next((c for c in goal.columns if c != _QUALITY), 0)
-    damaged = bool((figures[:, _QUALITY] > 0).any())
+    figures[:, _QUALITY] = _ranks(everything)
+    damaged = bool(figures[:, _QUALITY].any())
     columns = list(dict.fromkeys((first, *goal.columns, *goal.ceilings, _QUALITY)))
     columns = [c for c in columns if c != _QUALITY or damaged]
     on_front = pareto(figures, columns)
@@ -160,6 +162,16 @@ def distinct(everything: Sequence[Evaluated], chosen: Evaluated) -> list[Evaluat
         if known is None or e.figures[_QUALITY] < known.figures[_QUALITY]:
             found[e.candidate] = e
     return list({**found, chosen.candidate: chosen}.values())
+
+
+def _ranks(everything: Sequence[Evaluated]) -> NDArray[np.intp]:
+    """From the least damage to the most, by all measures in their order."""
+    measures = max((len(e.losses) for e in everything), default=0)
+    rows = np.zeros((len(everything), measures + 1))
+    for row, e in zip(rows, everything, strict=True):
+        row[: len(e.losses)] = [loss.value for loss in e.losses]
+    ranks: NDArray[np.intp] = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+    return ranks
 
 
 def _figures(everything: Sequence[Evaluated]) -> NDArray[np.float64]:
