@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from onnxnas.roundtrip import export_graph
+from onnxnas.roundtrip import copy_graph, export_graph
 
 
 def excerpt(graph: Any, outputs: Sequence[str], inputs: Sequence[str] = ()) -> onnx.ModelProto:
@@ -22,7 +22,7 @@ def excerpt(graph: Any, outputs: Sequence[str], inputs: Sequence[str] = ()) -> o
     Returns:
         A model whose inputs and outputs have these names.
     """
-    view = graph.copy()
+    view = copy_graph(graph)
     tensors = view.tensors()
     fed = [tensors[name] for name in inputs]
     for tensor in fed:
@@ -31,7 +31,7 @@ def excerpt(graph: Any, outputs: Sequence[str], inputs: Sequence[str] = ()) -> o
     view.inputs = [*view.inputs, *(t for t in fed if t.name not in own)]
     view.outputs = [tensors[name] for name in outputs]
     view.cleanup(remove_unused_graph_inputs=True).toposort()
-    return export_graph(view)
+    return export_graph(view, consume=True)
 
 
 def dependents(graph: Any, tensors: Iterable[str]) -> frozenset[str]:

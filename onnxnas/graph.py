@@ -24,7 +24,14 @@ from onnxnas.protos import (
     weight_bytes,
     without_weights,
 )
-from onnxnas.roundtrip import export_graph, import_graph, restore, silenced
+from onnxnas.roundtrip import (
+    copy_graph,
+    export_graph,
+    export_skeleton,
+    import_graph,
+    restore,
+    silenced,
+)
 
 Shape = tuple[int | str | None, ...]
 _SMALL = 1024
@@ -225,7 +232,7 @@ def static_view(graph: Any, input_shapes: Mapping[str, tuple[int, ...]]) -> Any:
     Raises:
         UsageError: an input stays dynamic, or the operators do not accept the shapes.
     """
-    view = graph.copy()
+    view = copy_graph(graph)
     for tensor in view.inputs:
         tensor.shape = list(resolve_shape(tensor, input_shapes))
     declared = {id(tensor) for tensor in view.outputs}
@@ -371,17 +378,8 @@ def _shape(value: onnx.ValueInfoProto) -> Shape | None:
 
 def _skeleton(graph: Any) -> onnx.ModelProto:
     """The graph as a proto in which weights are inputs: shape and dtype, no values."""
-    view = graph.copy()
-    weights = []
-    for tensor in view.tensors().values():
-        if isinstance(tensor, gs.Constant) and _is_weight(tensor):
-            shape, dtype = tuple(tensor.shape), tensor.export_dtype
-            tensor.to_variable(dtype=dtype, shape=shape).type = "tensor_type"
-            weights.append(tensor)
-        elif isinstance(tensor, gs.Variable) and tensor.inputs and not _is_opaque(tensor.inputs[0]):
-            tensor.shape, tensor.dtype = None, None
-    view.inputs = [*view.inputs, *weights]
-    return export_graph(view, consume=True)
+    made = {id(t) for node in graph.nodes if not _is_opaque(node) for t in node.outputs}
+    return export_skeleton(graph, _is_weight, lambda tensor: id(tensor) in made)
 
 
 def _is_weight(constant: Any) -> bool:

@@ -6,11 +6,12 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, update_import_domains
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
@@ -73,6 +74,19 @@ def import_graph(model: onnx.ModelProto) -> Any:
     return graph
 
 
+def copy_graph(graph: Any) -> Any:
+    """What `gs.Graph.copy` gives, which copies every tensor twice."""
+    copies = {name: tensor.copy() for name, tensor in graph.tensors().items()}
+    for tensor in [*graph.inputs, *graph.outputs]:
+        copies.setdefault(tensor.name, tensor.copy())
+
+    def own(tensors: Iterable[Any]) -> list[Any]:
+        return [copies[t.name] if t.name else gs.Variable.empty() for t in tensors]
+
+    nodes = [node.copy(own(node.inputs), own(node.outputs), copies) for node in graph.nodes]
+    return _like(graph, nodes, own(graph.inputs), own(graph.outputs))
+
+
 def export_graph(graph: Any, *, consume: bool = False) -> onnx.ModelProto:
     """What `gs.export_onnx` gives, without its traps; the graph is not changed.
 
@@ -80,7 +94,7 @@ def export_graph(graph: Any, *, consume: bool = False) -> onnx.ModelProto:
         graph: `gs.Graph`.
         consume: the graph is not needed any more, so it need not be copied.
     """
-    view = graph if consume else graph.copy()
+    view = graph if consume else copy_graph(graph)
     for tensor in view.tensors().values():
         held = getattr(tensor, "_values", None)
         # Copies share the proto of an unread weight, and export writes the name into it.
@@ -97,6 +111,88 @@ def export_graph(graph: Any, *, consume: bool = False) -> onnx.ModelProto:
         for key, kind in empty.get(node.output[0] if node.output else "", {}).items():
             node.attribute.append(onnx.helper.make_attribute(key, [], attr_type=kind))
     return model
+
+
+def export_skeleton(
+    graph: Any, is_weight: Callable[[Any], bool], is_open: Callable[[Any], bool]
+) -> onnx.ModelProto:
+    """The graph as `export_graph` gives it, but for what shape inference has no need of.
+
+    Args:
+        graph: `gs.Graph`; is not changed, and no copy of it is made.
+        is_weight: constants that become inputs: shape and dtype, no values.
+        is_open: variables whose shape and dtype are left out.
+    """
+    inputs, constants, values = list(graph.inputs), list[Any](), list[Any]()
+    edge = {t.name for t in [*graph.inputs, *graph.outputs]}
+    for tensor in graph.tensors().values():
+        if not isinstance(tensor, gs.Constant):
+            known = tensor.dtype is not None or tensor.shape is not None
+            if known and tensor.name not in edge and not is_open(tensor):
+                values.append(tensor)
+        elif is_weight(tensor):
+            inputs.append(gs.Variable(tensor.name, tensor.export_dtype, tuple(tensor.shape)))
+        else:
+            constants.append(tensor)
+    outputs = [gs.Variable(t.name) if is_open(t) else t for t in graph.outputs]
+    with G_LOGGER.suppress():
+        body = onnx.helper.make_graph(
+            [_export_node(graph, node) for node in graph.nodes],
+            graph.name,
+            [_export_info(t) for t in inputs],
+            [_export_info(t) for t in outputs],
+            initializer=[_export_constant(t) for t in constants],
+            value_info=[_export_info(t) for t in values],
+        )
+        functions = [OnnxExporter.export_function(function) for function in graph.functions]
+        imports = update_import_domains(graph)
+    model = onnx.helper.make_model(body, opset_imports=imports, functions=functions)
+    if graph.ir_version is not None:
+        model.ir_version = graph.ir_version
+    return model
+
+
+def _export_info(tensor: Any) -> onnx.ValueInfoProto:
+    found: onnx.ValueInfoProto = OnnxExporter.export_value_info_proto(tensor, False)
+    return found
+
+
+def _export_constant(tensor: Any) -> onnx.TensorProto:
+    held = tensor._values
+    if type(held) is not LazyValues:
+        found: onnx.TensorProto = OnnxExporter.export_tensor_proto(tensor)
+        return found
+    proto = onnx.TensorProto()  # copies of a graph share that of an unread weight
+    proto.CopyFrom(held.tensor)
+    proto.name = tensor.name
+    return proto
+
+
+def _export_node(graph: Any, node: Any) -> onnx.NodeProto:
+    """One node of a graph as `export_graph` gives it."""
+    found: onnx.NodeProto
+    empty = any(isinstance(value, list) and not value for value in node.attrs.values())
+    if empty or any(node.subgraphs()):
+        ends = [[gs.Variable(t.name) for t in tensors] for tensors in (node.inputs, node.outputs)]
+        (found,) = export_graph(_like(graph, [node.copy(*ends)], [], [])).graph.node
+    else:
+        found = OnnxExporter.export_node(node)
+    return found
+
+
+def _like(graph: Any, nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+    """A graph of these, with everything else as in another."""
+    return gs.Graph(
+        nodes,
+        inputs,
+        outputs,
+        name=graph.name,
+        doc_string=graph.doc_string,
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        functions=list(graph.functions),
+        ir_version=graph.ir_version,
+    )
 
 
 def restore(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
