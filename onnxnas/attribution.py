@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from onnxnas.divergence import Divergence
 from onnxnas.errors import UnsupportedError
 from onnxnas.front_point import Evaluation, FrontPoint, Loss, losses_of
-from onnxnas.graph import static_view
 from onnxnas.held_out import HeldOut
 from onnxnas.materialize import Weights, apply_candidate
 from onnxnas.pass_contract import OutOfTime
@@ -120,7 +119,7 @@ def _point(
     applied = apply_candidate(
         evaluator.graph, evaluator.space, candidate, evaluator.passes, weights
     )
-    cost = evaluator.cost_model.cost(static_view(applied.graph, evaluator.input_shapes))
+    cost = evaluator.cost_model.cost(applied.view(evaluator.input_shapes))
     lost: tuple[Loss, ...] = ()
     if held_out is not None:
         divergence = held_out.divergence(applied)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from onnxnas import graph as graphs
 from onnxnas.divergence import Divergence
 from onnxnas.front_point import Loss, loss_of, losses_of
 from onnxnas.held_out import HeldOut
@@ -65,7 +64,7 @@ class Damage:
         applied = apply_candidate(
             prepared.graph, prepared.space, candidate, prepared.passes, weights
         )
-        model = graphs.to_model(applied.graph, prepared.normalised)
+        model = applied.model(prepared.normalised)
         return loss_of(compare(task, prepared.source, model, self.seed)[0])
 
 

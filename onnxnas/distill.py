@@ -25,6 +25,7 @@ from onnxnas.errors import InfeasibleError, UnsupportedError, UsageError
 from onnxnas.fit_rows import FitRows, runner
 from onnxnas.graph import from_model, infer_shapes, static_view, to_model
 from onnxnas.held_out import HeldOut
+from onnxnas.resized import in_words
 from onnxnas.torch_network import TorchNetwork
 
 if TYPE_CHECKING:
@@ -108,6 +109,11 @@ def distill(
         InfeasibleError: the result is not nearer to the original than it was.
     """
     torch = _torch()
+    if resized := in_words(changed):
+        raise UsageError(
+            f"The result cannot be distilled: its sizes are not the original's ({resized}); "
+            "search again without --allow-input-resize."
+        )
     rows = FitRows.of(calibration)
     graph, result = from_model(original), from_model(changed)
     infer_shapes(graph)

@@ -26,6 +26,7 @@ from onnxnas.errors import UsageError, unknown_name
 from onnxnas.graph import Port, contract
 from onnxnas.metrics import Score, mean_average_precision, mean_iou, top1
 from onnxnas.protos import first_line
+from onnxnas.resized import as_original
 from onnxnas.runtime import NUMPY_DTYPES, Session
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -73,7 +74,9 @@ def evaluate(
     """Measure a model.
 
     Args:
-        model: `onnx.ModelProto`; is run in onnxruntime with its optimisations, on one thread.
+        model: `onnx.ModelProto`; is run in onnxruntime with its optimisations, on one thread. One
+            whose metadata says that it takes inputs of another size than the original is measured
+            on data of either size: between that and its own it is resized (`onnxnas.resized`).
         metric: one of `METRICS`, or ``module:function`` called with an
             `onnxruntime.InferenceSession`.
         arrays: from `read_arrays`; needed by the built-in metrics.
@@ -87,11 +90,12 @@ def evaluate(
         UnsupportedError: onnxruntime cannot run the model.
     """
     if ":" in metric:
-        return [_own(model, metric)]
+        return [_own(as_original(model), metric)]
     if metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
     if arrays is None:
         raise UsageError(f"The metric {metric} needs data: name an .npz file or module:function.")
+    model = _of_size(model, arrays)
     measured = []
     for score in scores(model, metric, checked(model, metric, arrays)):
         measured.append(Measured(score.name, score.value, score.interval(seed), score.rows, score))
@@ -114,6 +118,25 @@ def scores(model: Any, metric: str, data: Data) -> list[Score]:
             f"write a metric function."
         )
     return [measure(fitting[0], truth["labels"])]
+
+
+def _of_size(model: Any, arrays: Arrays) -> Any:
+    """The model, or with its data resized where that has the size of the original's inputs."""
+    whole = as_original(model)
+    given = [(port, arrays.get(port.name, arrays.get("inputs"))) for port in contract(whole)[0]]
+    return whole if all(v is not None and _takes(port, v) for port, v in given) else model
+
+
+def _takes(port: Port, rows: NDArray[Any]) -> bool:
+    """Whether rows have the shape of an input; the first dimension counts them."""
+    return port.shape is None or (
+        rows.ndim == len(port.shape)
+        and all(
+            want == have
+            for want, have in zip(port.shape[1:], rows.shape[1:], strict=True)
+            if isinstance(want, int)
+        )
+    )
 
 
 def predict(model: Any, inputs: Arrays) -> dict[str, NDArray[Any]]:
@@ -233,14 +256,7 @@ def _fitting(port: Port, name: str, value: NDArray[Any]) -> NDArray[Any]:
             f"The data's {name!r} is {value.dtype} and the model's input {port.name!r} is {dtype}: "
             f"convert it, scaled as in training."
         )
-    shape = port.shape
-    if shape is not None and (
-        value.ndim != len(shape)
-        or any(
-            isinstance(want, int) and want != have
-            for want, have in zip(shape[1:], value.shape[1:], strict=True)
-        )
-    ):
+    if not _takes(port, value):
         raise UsageError(
             f"The data's {name!r} has shape {value.shape} and the model takes {port}: "
             f"the first dimension counts rows, the others must agree."

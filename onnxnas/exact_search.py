@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from onnxnas import graph as graphs
 from onnxnas.front_point import Evaluation
 from onnxnas.greedy import SearchResult, Value, greedy, neighbourhood
 from onnxnas.journal import Journal
@@ -41,7 +40,7 @@ class _Beside(Evaluator):
         applied = apply_candidate(
             self.graph, self.whole, self.together(candidate), self.passes, self.weights
         )
-        return graphs.static_view(applied.graph, self.input_shapes)
+        return applied.view(self.input_shapes)
 
     def recorded_as(self, candidate: Candidate) -> tuple[str, Candidate]:
         kind = f"compiled {self.evaluation}" if self.made.decisions else "compiled"

@@ -83,7 +83,13 @@ def finish(
         prepared.misses,
         trials,
         search,
-        (*prepared.warnings, *notes, *verification.notes, *_unavailable(original.cost)),
+        (
+            *prepared.warnings,
+            *notes,
+            *_new_contract(verification),
+            *verification.notes,
+            *_unavailable(original.cost),
+        ),
         quality,
         prepared.external,
         prepared.ruled,
@@ -123,6 +129,8 @@ def recipe_of(prepared: Prepared, candidate: Candidate, fitted: str) -> Recipe:
         prepared.sha256,
         fingerprints(candidate, prepared.every_site, prepared.graph),
         fitted,
+        prepared.input_resize
+        and any(prepared.passes[s.pass_name].resizes for s, _ in prepared.space.decided(candidate)),
     )
 
 
@@ -131,7 +139,7 @@ def build(
 ) -> Any:
     """The `onnx.ModelProto` of a candidate; the same bytes every time."""
     applied = apply_candidate(prepared.graph, prepared.space, candidate, prepared.passes, weights)
-    model = graphs.to_model(applied.graph, prepared.normalised, applied.provenance)
+    model = applied.model(prepared.normalised)
     graphs.set_metadata(
         model,
         {
@@ -171,6 +179,15 @@ def _blame(
     return (
         f"The result does not do what the original does ({verification.failure()}); the first "
         f"guilty rewrite is {what}: leave its pass out with --skip; nothing was written."
+    )
+
+
+def _new_contract(verification: Verification) -> tuple[str, ...]:
+    if not verification.resized:
+        return ()
+    return (
+        f"The contract changed: {verification.resized}; pictures have to be resized to it "
+        "(linear, between pixels), as was done here to verify and to measure",
     )
 
 

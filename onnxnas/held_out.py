@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxnas.divergence import Divergence, Judged, compare, judged_tensors
+from onnxnas.errors import UsageError
 from onnxnas.excerpt import dependents
 from onnxnas.fit_rows import FitRows, runner
 from onnxnas.materialize import Applied
@@ -58,8 +59,18 @@ class HeldOut:
         return self.divergences([student])[0]
 
     def divergence_of(self, graph: Any) -> Divergence:
-        """How far any network with the judged tensors is from the original; all of it is run."""
-        return self._compare(self._answers(graph))
+        """How far any network with the judged tensors is from the original; all of it is run.
+
+        Raises:
+            UsageError: a judged tensor has another size there.
+        """
+        answers = self._answers(graph)
+        for name, want in self.expected[0].items():
+            if answers[0][name].shape != want.shape:
+                raise UsageError(
+                    f"The two networks cannot be compared: {name!r} has another size in the result."
+                )
+        return self._compare(answers)
 
     def divergences(self, students: Sequence[Applied]) -> list[Divergence]:
         """The same for several; those that share their first part run it once, if in a row."""

@@ -21,6 +21,7 @@ from onnxnas.held_out import HeldOut
 from onnxnas.normalise import normalise
 from onnxnas.quality import Quality, Task, compare
 from onnxnas.quantise import quantise
+from onnxnas.resized import as_original
 
 MOST_ROWS = 100
 """Rows that ranges are read from."""
@@ -102,7 +103,7 @@ def compare_int8(
         UnsupportedError: the quantiser cannot take one of the models.
     """
     rows = FitRows.of(calibration)
-    float_model, float_result = normalise(original).model, normalise(result).model
+    float_model, float_result = normalise(original).model, normalise(as_original(result)).model
     held_out = HeldOut.of(from_model(float_model), rows)
     networks = (
         quantise(float_model, rows.fitted(MOST_ROWS)),

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxnas.cost import KernelCostModel, SeenKernel
-from onnxnas.graph import static_view
 from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Pass
 from onnxnas.rewriter import SiteGone
@@ -352,7 +351,7 @@ class Interactions:
                 )
             except SiteGone:
                 continue
-            view = static_view(applied.graph, self.input_shapes)
+            view = applied.view(self.input_shapes)
             new[term] = {k.output: k for k in self.cost_model.see([view])[0]}
             self.looked += 1
         self.progress(what, len(terms), len(terms))

@@ -8,8 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxnas.graph import infer_shapes
+from onnxnas.graph import Shape, infer_shapes, is_static, static_view, to_model
 from onnxnas.pass_contract import Pass
+from onnxnas.resized import declare
 from onnxnas.rewriter import Rewriter
 from onnxnas.sites import Candidate, SearchSpace
 
@@ -25,17 +26,88 @@ class Applied:
         graph: `gs.Graph`, cleaned up and topologically sorted; its weights may be lazy.
         provenance: output tensor -> ``pass@tensor=choice``.
         replaced: tensor of the original -> the one that all its readers read now.
+        adapters: tensors that only resize an input or an output: what is costed and delivered
+            goes without, and has inputs and outputs of other sizes. The graph itself always has
+            the original's, so that it can be fitted and judged on the user's data.
     """
 
     graph: Any
     provenance: Mapping[str, str]
     replaced: Mapping[str, str] = field(default_factory=dict)
+    adapters: frozenset[str] = frozenset()
 
     def stands_for(self, tensor: str) -> str:
         """The tensor that is read where the original has this one."""
         while tensor in self.replaced:
             tensor = self.replaced[tensor]
         return tensor
+
+    def view(self, input_shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """What is costed: every shape fixed, see `onnxnas.graph.static_view`."""
+        graph = self._delivered()
+        return static_view(graph, own_sizes(graph, input_shapes))
+
+    def model(self, like: Any) -> Any:
+        """What is delivered, as `onnx.ModelProto`.
+
+        Args:
+            like: the model that the original graph was imported from.
+        """
+        graph = self._delivered()
+        model = to_model(graph, like, self.provenance)
+        if self.adapters:
+            declare(model, {t.name: t.shape or () for t in [*graph.inputs, *graph.outputs]})
+        return model
+
+    def _delivered(self) -> Any:
+        """The graph without adapters."""
+        if not self.adapters:
+            return self.graph
+        graph = self.graph.copy()
+        tensors, inputs = graph.tensors(), {t.name for t in graph.inputs}
+        for name in sorted(self.adapters & tensors.keys()):
+            (node,) = tensors[name].inputs
+            outer, inner = node.inputs[0], node.outputs[0]
+            in_front = outer.name in inputs
+            if not in_front:
+                outer, inner = inner, outer
+            node.inputs.clear()
+            node.outputs.clear()
+            outer.shape = inner.shape
+            if not in_front:
+                (maker,) = inner.inputs
+                maker.outputs[[t is inner for t in maker.outputs].index(True)] = outer
+            for reader in list(inner.outputs):
+                for i, tensor in enumerate(reader.inputs):
+                    if tensor is inner:
+                        reader.inputs[i] = outer
+        declared: dict[str, Any] = {t.name: t.shape for t in graph.outputs}
+        for tensor in graph.outputs:
+            tensor.shape = None
+        _tidy(graph)
+        for tensor in graph.outputs:
+            tensor.shape = _static_of(tensor.shape, declared[tensor.name])
+        return graph
+
+
+def own_sizes(
+    graph: Any, input_shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes for a graph whose inputs may have other sizes than those they were given for."""
+    declared = {t.name: tuple(t.shape or ()) for t in graph.inputs}
+    return {
+        name: tuple(d if is_static(d) else g for d, g in zip(declared[name], given, strict=True))
+        if len(declared.get(name, ())) == len(given)
+        else given
+        for name, given in input_shapes.items()
+    }
+
+
+def _static_of(shape: Shape | None, declared: Shape | None) -> Any:
+    """A shape that follows from the operators, but for dimensions that stay open as declared."""
+    if shape is None or declared is None or len(shape) != len(declared):
+        return shape
+    return [new if is_static(new) else old for new, old in zip(shape, declared, strict=True)]
 
 
 def apply_candidate(
@@ -57,18 +129,19 @@ def apply_candidate(
     result = graph.copy()
     provenance: dict[str, str] = {}
     replaced: dict[str, str] = {}
+    adapters: set[str] = set()
     before = None
     for site, choice in space.decided(candidate):
         if before not in (None, site.pass_name):
             _tidy(result)
         author = f"{site.id}={choice.label}"
         fitted = (weights or {}).get((site.id, choice.label))
-        rewriter = Rewriter(result, author, provenance, fitted, replaced)
+        rewriter = Rewriter(result, author, provenance, fitted, replaced, adapters)
         passes[site.pass_name].rewrite(rewriter, site, choice)
         before = site.pass_name
     if before is not None:
         _tidy(result)
-    return Applied(result, provenance, replaced)
+    return Applied(result, provenance, replaced, frozenset(adapters))
 
 
 def _tidy(graph: Any) -> None:

@@ -103,6 +103,10 @@ class Pass(ABC):
             why: takes the reason for every place that looked right but is declined.
         """
 
+    def for_new_contract(self) -> Pass:
+        """The same pass where the result may have inputs and outputs of other sizes."""
+        return self
+
     @abstractmethod
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
         """Apply one choice at one site: structure now, weights as lazy constants.

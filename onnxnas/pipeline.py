@@ -54,6 +54,7 @@ def optimize(
     start_from: Recipe | str | Path | None = None,
     max_uncovered: float | None = None,
     export_front: bool = False,
+    allow_input_resize: bool = False,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     library: Path | None = None,
     rules: Path | None = None,
@@ -83,6 +84,7 @@ def optimize(
         max_uncovered: share of kernels that predictions may know nothing like; None is 10 % where
             there are only predictions, else no limit.
         export_front: also hand out the named candidates of the front.
+        allow_input_resize: the result may take pictures of another size, and give maps of it.
         input_shapes: fixes dynamic dimensions for costing and verification; the exported
             model keeps them dynamic.
         library: folder of what was fitted and evaluated before; None keeps nothing. With it, a
@@ -120,6 +122,7 @@ def optimize(
         exact_only=exact_only,
         input_shapes=input_shapes,
         rules=rules,
+        input_resize=allow_input_resize,
     )
     if task is not None and task.arrays is not None:
         data = checked(prepared.source, task.metric, task.arrays)
@@ -266,11 +269,15 @@ def apply(
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
     if not transfer:
         shapes = input_shapes or recipe.input_shapes
-        prepared = prepare(model, recipe.target, input_shapes=shapes)
+        prepared = prepare(
+            model, recipe.target, input_shapes=shapes, input_resize=recipe.input_resize
+        )
         candidate = recipe.candidate
         _refuse_foreign(prepared, recipe)
     else:
-        prepared = prepare(model, recipe.target, input_shapes=input_shapes)
+        prepared = prepare(
+            model, recipe.target, input_shapes=input_shapes, input_resize=recipe.input_resize
+        )
         found = matches(recipe, prepared.space, prepared.graph)
         candidate = Candidate.of(dict(m.found for m in found if m.found))
         if found and not candidate.decisions:

@@ -162,4 +162,4 @@ def curate(prepared: Prepared, progress: Progress | None = None) -> Curated:
 def _view(prepared: Prepared, move: Move) -> Any:
     single = Candidate.of(dict([move]))
     applied = apply_candidate(prepared.graph, prepared.space, single, prepared.passes)
-    return graphs.static_view(applied.graph, prepared.input_shapes)
+    return applied.view(prepared.input_shapes)

@@ -14,6 +14,7 @@ from onnxnas.cost import Cost, CostModel
 from onnxnas.errors import UsageError
 from onnxnas.foreign import unchecked_tensors
 from onnxnas.loading import external_files, load_model
+from onnxnas.materialize import own_sizes
 from onnxnas.normalise import Normalised, normalise
 from onnxnas.pass_contract import Miss, Pass, Why
 from onnxnas.plugins import choose_passes, load_passes, load_target
@@ -55,6 +56,7 @@ class Prepared:
         input_shapes: static shape of every input, for costing and verification.
         external: the file has its weights in another file, and so has the result.
         ruled: what the user's rules made of the space, which is `ruled.space`; None without any.
+        input_resize: the result may have inputs and output maps of other sizes.
     """
 
     source: Any
@@ -71,6 +73,7 @@ class Prepared:
     warnings: tuple[str, ...] = ()
     external: bool = False
     ruled: Ruled | None = None
+    input_resize: bool = False
 
     @property
     def every_site(self) -> SearchSpace:
@@ -88,6 +91,7 @@ def prepare(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     rules: Path | None = None,
     clean: bool = True,
+    input_resize: bool = False,
 ) -> Prepared:
     """Load and clean a model, load the target, find every site.
 
@@ -100,6 +104,7 @@ def prepare(
         input_shapes: fixes dynamic dimensions for costing and verification.
         rules: file of what to leave out, force or prefer, see `onnxnas.rule_file`.
         clean: False takes the model exactly as it is.
+        input_resize: the result may have inputs and output maps of other sizes.
 
     Raises:
         UsageError: the file, the target, a pass name, a shape or a rule cannot be used.
@@ -108,6 +113,8 @@ def prepare(
     cost_model = load_target(target)
     known, broken = load_passes()
     chosen = choose_passes(known, passes, skip)
+    if input_resize:
+        chosen = [p.for_new_contract() for p in chosen]
     rules_read = () if rules is None else read_rules(rules, known)
     if isinstance(model, (str, Path)):
         source, name, external = load_model(model), str(model), bool(external_files(model))
@@ -159,12 +166,13 @@ def prepare(
         ),
         external,
         ruled,
+        input_resize,
     )
 
 
 def measure(prepared: Prepared, graph: Any) -> Network:
     """Cost a graph as a whole network, and count what is in it."""
-    view = graphs.static_view(graph, prepared.input_shapes)
+    view = graphs.static_view(graph, own_sizes(graph, prepared.input_shapes))
     cost = prepared.cost_model.cost(view)
     operators = Counter(node.op for node in graph.nodes)
     return Network(cost, graphs.count_parameters(graph), dict(sorted(operators.items())))

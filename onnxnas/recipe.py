@@ -45,6 +45,7 @@ class Recipe:
         model_sha256: of the model file it was made for; another model is allowed.
         fingerprints: of each decision's place, site id -> what it looks like; for another model.
         fitted: how weights were: each decision ``alone``, or ``in order``, behind those before.
+        input_resize: the result has inputs and outputs of other sizes than the original's.
     """
 
     target: str
@@ -55,6 +56,7 @@ class Recipe:
     model_sha256: str = ""
     fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
     fitted: str = "in order"
+    input_resize: bool = False
 
     def to_toml(self) -> str:
         """The file's text; `from_toml` reads it back to an equal recipe."""
@@ -68,6 +70,8 @@ class Recipe:
         ]
         if self.fitted != "in order":
             lines.append(f"fitted = {_text(self.fitted)}")
+        if self.input_resize:
+            lines.append("input_resize = true  # the result takes inputs of another size")
         if self.input_shapes:
             lines += ["", "[input_shapes]"]
             lines += [f"{_text(name)} = {list(s)}" for name, s in self.input_shapes.items()]
@@ -112,6 +116,7 @@ class Recipe:
                 tool=data.get("tool", ""),
                 model_sha256=data.get("model_sha256", ""),
                 fitted=data.get("fitted", "in order"),
+                input_resize=bool(data.get("input_resize", False)),
                 fingerprints={
                     r["site"]: _fingerprint(r) for r in data.get("rewrite", []) if "structure" in r
                 },

@@ -19,7 +19,6 @@ from onnxnas.cost import Cost
 from onnxnas.cost_table import CostTable
 from onnxnas.divergence import Divergence
 from onnxnas.front_point import Evaluation
-from onnxnas.graph import static_view
 from onnxnas.held_out import HeldOut
 from onnxnas.integer_program import Program
 from onnxnas.journal import Journal
@@ -261,7 +260,8 @@ class RecoverySearch:
             costs = self.screen.costs(self.start.cost, before, list(views.values()))
             known = {c: Trial(c, cost) for c, cost in zip(views, costs, strict=True) if cost}
         self.evaluator.counts["predicted"] += len(known)
-        rest = iter(self.evaluator.evaluate([c for c in candidates if c not in known]))
+        asked = [c for c in candidates if c not in known]
+        rest = iter(self.evaluator.evaluate(asked, known=views))
         return [known[c] if c in known else next(rest) for c in candidates]
 
     def _undominated(self, savings: Mapping[Move, float]) -> dict[Move, float]:
@@ -366,7 +366,7 @@ class RecoverySearch:
         return Finalist(candidate, goal, trial, divergence, proxy, weights, evaluation)
 
     def _cost(self, applied: Applied) -> Cost:
-        view = static_view(applied.graph, self.evaluator.input_shapes)
+        view = applied.view(self.evaluator.input_shapes)
         self.evaluator.counts[self.evaluator.cost_model.target.kind] += 1
         return self.evaluator.cost_model.cost(view)
 

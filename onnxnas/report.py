@@ -18,6 +18,7 @@ from onnxnas.attribution import Contribution
 from onnxnas.cost import Cost
 from onnxnas.front_picture import draw_front
 from onnxnas.front_point import FrontPoint, Loss
+from onnxnas.graph import contract
 from onnxnas.page import Block, to_html, to_markdown
 from onnxnas.report_page import FRONT_DARK_PNG, FRONT_PNG, page, x_axis
 from onnxnas.report_tables import front_points
@@ -61,6 +62,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         "result": network_dict(result.optimized),
         "recipe": str(result.recipe.candidate),
         "exactness": result.exactness,
+        "contract": _contract_dict(result),
         "rewrites": [
             {"site": site, "choice": choice, "exactness": result.recipe.exactness[site]}
             for site, choice in result.recipe.candidate.decisions
@@ -73,6 +75,17 @@ def as_dict(result: Result) -> dict[str, Any]:
         "contributions": [_contribution_dict(c) for c in result.contributions],
         "ledger": [dict(zip(LEDGER_COLUMNS, row, strict=True)) for row in ledger_rows(result)],
         "warnings": list(result.warnings),
+    }
+
+
+def _contract_dict(result: Result) -> dict[str, Any]:
+    """Inputs and outputs of the result; the same as the original's unless they were resized."""
+    inputs, outputs = contract(result.model)
+    changed = (inputs, outputs) != (result.inputs, result.outputs)
+    return {
+        "changed": changed,
+        "inputs": [_port(p) for p in inputs],
+        "outputs": [_port(p) for p in outputs],
     }
 
 

@@ -98,6 +98,14 @@ def optimize(
     export_front: ExportOpt = False,
     max_uncovered: MaxUncoveredOpt = None,
     input_shape: ShapeOpt = None,
+    allow_input_resize: Annotated[
+        bool,
+        typer.Option(
+            "--allow-input-resize",
+            help="The result may take pictures of another size, and give maps of that size; "
+            "otherwise a resize is put in front.",
+        ),
+    ] = False,
     rules: RulesOpt = None,
     budget: Annotated[
         str | None, typer.Option(help="Time for the search, e.g. 90s, 10m, 1h.")
@@ -129,6 +137,7 @@ def optimize(
             exact_only=exact_only,
             input_shapes=shapes,
             rules=rules,
+            input_resize=allow_input_resize,
         )
         data = calibration_of(model, calibration, mean, scale, layout, channel_order, shapes)
         fits = drop is not None or "quality" in objectives
@@ -155,6 +164,7 @@ def optimize(
             start_from=start_from,
             max_uncovered=None if max_uncovered is None else uncovered_share(max_uncovered),
             export_front=export_front,
+            allow_input_resize=allow_input_resize,
             input_shapes=shapes,
             rules=rules,
             library=run_dir / "fitted",

@@ -26,6 +26,7 @@ class Rewriter:
         fitted: what `Pass.recover` found for this choice, under the names it gave; empty while
             only structure is asked for, and for exact choices.
         replaced: tensor -> the one that all its readers read now. Shared like `provenance`.
+        adapters: see `adapter`. Shared like `provenance`.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class Rewriter:
         provenance: dict[str, str],
         fitted: Mapping[str, NDArray[Any]] | None = None,
         replaced: dict[str, str] | None = None,
+        adapters: set[str] | None = None,
     ) -> None:
         self.graph = graph
+        self.adapters = set[str]() if adapters is None else adapters
         self.replaced = {} if replaced is None else replaced
         self.fitted: Mapping[str, NDArray[Any]] = fitted or {}
         self.author = author
@@ -162,6 +165,14 @@ class Rewriter:
                 if tensor is old:
                     reader.inputs[i] = new
         self.replaced[old.name] = new.name
+
+    def adapter(self, tensor: Any) -> None:
+        """Leave the node that writes a tensor out of what is costed and delivered.
+
+        It resizes an input or an output, no more: with it the network can be fitted and judged
+        as the original is, and where the user allows it the contract changes by that instead.
+        """
+        self.adapters.add(tensor.name)
 
     def touch(self, node: Any) -> None:
         """Record that this site made or changed a node."""

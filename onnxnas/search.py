@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from onnxnas.cost import Cost, CostModel, Target
 from onnxnas.errors import UnsupportedError
-from onnxnas.graph import static_view
 from onnxnas.journal import Journal
 from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Pass
@@ -104,27 +103,31 @@ class Evaluator:
             SiteGone: the candidate's rewrites exclude each other.
         """
         applied = apply_candidate(self.graph, self.space, candidate, self.passes)
-        return static_view(applied.graph, self.input_shapes)
+        return applied.view(self.input_shapes)
 
     def recorded_as(self, candidate: Candidate) -> tuple[str, Candidate]:
         """Under which kind and name the journal keeps the cost of a candidate."""
         return "compiled", candidate
 
     def evaluate(
-        self, candidates: Sequence[Candidate], rule_out: RuleOut | None = None
+        self,
+        candidates: Sequence[Candidate],
+        rule_out: RuleOut | None = None,
+        known: Mapping[Candidate, Any] | None = None,
     ) -> list[Trial]:
         """Cost several candidates in one batch, in order.
 
         Args:
+            known: what `view` gives for some of them.
             rule_out: asked first about those that were not costed yet. What it rules out is not
                 remembered: beside other choices it may pay.
         """
-        views: dict[Candidate, Any] = {}
+        views, known = dict[Candidate, Any](), known or {}
         for candidate in candidates:
             if candidate in self.trials or candidate in views or self._recall(candidate):
                 continue
             try:
-                views[candidate] = self.view(candidate)
+                views[candidate] = known[candidate] if candidate in known else self.view(candidate)
             except SiteGone as gone:
                 self.trials[candidate] = Trial(candidate, None, str(gone))
         ruled_out: dict[Candidate, Trial] = {}

@@ -14,6 +14,7 @@ from onnxnas.errors import UnsupportedError, VerificationError
 from onnxnas.foreign import open_up
 from onnxnas.graph import check_model, contract
 from onnxnas.probes import decided_on, stepped_outputs, with_outputs
+from onnxnas.resized import as_original, in_words
 from onnxnas.runtime import Feeds, Session, random_feeds, sample_feeds
 
 D = TypeVar("D")
@@ -35,6 +36,7 @@ class Verification:
         calibration_rows: how many rows of the user's data were compared.
         notes: what could not be checked, or says little, and why.
         exact: whether the outputs were to be the same; else they only are to be of the same form.
+        resized: inputs and outputs whose size the result says it changed, in words.
     """
 
     problems: tuple[str, ...] = ()
@@ -44,6 +46,7 @@ class Verification:
     calibration_rows: int = 0
     notes: tuple[str, ...] = field(default=())
     exact: bool = True
+    resized: str = ""
 
     @property
     def valid(self) -> bool:
@@ -65,10 +68,15 @@ class Verification:
     def lines(self) -> list[str]:
         """For people; the last line is the verdict."""
         lines = [f"problem: {problem}" for problem in self.problems]
-        if self.valid:
+        if self.valid and self.resized:
+            lines.append(f"valid ONNX; resized as its metadata says: {self.resized}")
+        elif self.valid:
             lines.append("valid ONNX, inputs and outputs unchanged")
-        word = "DIFFERENT" if self.exact else "different, as fitted weights are"
-        lines += [f"{'same' if d.ok else word}: {d}" for d in (*self.outputs, *self.inner)]
+        for d in (*self.outputs, *self.inner):
+            if self.exact or d.problem:
+                lines.append(f"{'same' if d.ok else 'DIFFERENT'}: {d}")
+            else:
+                lines.append(f"weights were fitted: {d.measured()}")
         lines += [f"note: {note}" for note in self.notes]
         rows = f" and {self.calibration_rows} rows of your data" if self.calibration_rows else ""
         if self.ok and not self.outputs:
@@ -98,6 +106,7 @@ class Verification:
             "random_inputs": self.random_inputs,
             "calibration_rows": self.calibration_rows,
             "notes": list(self.notes),
+            "resized": self.resized,
         }
 
 
@@ -117,7 +126,8 @@ def verify(
     user's own. How far apart the outputs may be is decided by the precision of their type and by
     the original's own rounding noise: the difference between running it with onnxruntime's graph
     optimisations on and off, two correct ways to add the same numbers in another order (see
-    `onnxnas.difference`).
+    `onnxnas.difference`). A result whose metadata says that it takes inputs of another size is
+    given them resized, and its outputs are resized back (`onnxnas.resized`).
 
     Args:
         original: `onnx.ModelProto`; is not changed.
@@ -134,7 +144,9 @@ def verify(
         UsageError: an input has dynamic dimensions and no shape is given, or a row of the
             calibration data cannot be used.
     """
-    problems = [*_validity(original, result), *_contract_changes(original, result)]
+    problems, resized = _validity(original, result), in_words(result)
+    result = as_original(result)
+    problems += _contract_changes(original, result)
     if problems:
         return Verification(tuple(problems))
     opened = open_up(original, result, input_shapes or {})
@@ -155,6 +167,10 @@ def verify(
     stepped = stepped_outputs(original)
     noise = _Noise(original, names + inner, stepped)
     differences = {name: OutputDifference(name, name in stepped) for name in names + inner}
+    # What was fitted to data need not fit noise: there only the form of the outputs counts.
+    forms = differences
+    if not exact and calibration is not None:
+        forms = {name: OutputDifference(name, name in stepped) for name in names + inner}
     shapes, notes = dict(input_shapes or {}), list(opened.notes if opened else ())
     counts = {"random": 0, "calibration": 0}
     for kind, rows, feeds in _inputs(original, shapes, calibration, seed, max_rows):
@@ -171,7 +187,7 @@ def verify(
             return Verification((str(error),))
         noise.add(feeds, wanted)
         counts[kind] += rows
-        for name, difference in differences.items():
+        for name, difference in (forms if kind == "random" else differences).items():
             difference.add(wanted[name], got[name])
     if not sum(counts.values()):
         raise UnsupportedError(
@@ -179,6 +195,7 @@ def verify(
         )
     for name, difference in differences.items():
         difference.noise = noise.of(name)
+        difference.problem = difference.problem or forms[name].problem
     for name in [n for n in inner if differences[n].problem]:
         # A rewrite may give an inner tensor another form under the same name.
         notes.append(f"the tensor {name!r} under an output has {differences[name].problem}")
@@ -196,6 +213,7 @@ def verify(
         counts["calibration"],
         tuple(notes),
         exact,
+        resized,
     )
 
 

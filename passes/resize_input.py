@@ -1,15 +1,17 @@
 """The same network on smaller pictures.
 
-Cycles fall with the area. The contract stays: a Resize (an average pool for exactly half, which
-is the same and runs everywhere) is put in front, and one behind where outputs are maps. Nothing
-is fitted; what is lost is seen on the rows that candidates are judged by.
+Cycles fall with the area. A Resize (an average pool for exactly half, which is the same and runs
+everywhere) is put in front, and one behind where outputs are maps, so that the contract stays.
+Where it may change, these serve to judge only: what is delivered goes without, and has inputs and
+outputs of the new size. Nothing is fitted; what is lost is seen on the rows that candidates are
+judged by.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +22,7 @@ from onnxnas.cost import Target
 from onnxnas.excerpt import dependents
 from onnxnas.graph import infer_shapes, is_static
 from onnxnas.pass_contract import Fitted, Pass, Tick, Why, no_tick
+from onnxnas.resized import scale
 from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.samples import Samples, Sampling
 from onnxnas.sites import Choice, Site
@@ -39,8 +42,7 @@ class ResizeInput(Pass):
 
     Attributes:
         ratios: of height and width, rounded to the network's total stride; more than 1 enlarges.
-        change_contract: let the network's input and output maps have the new size themselves,
-            instead of resizing in front and behind.
+        change_contract: what is delivered takes pictures of the new size, and gives maps of it.
     """
 
     name: ClassVar[str] = "resize-input"
@@ -50,6 +52,9 @@ class ResizeInput(Pass):
     resizes: ClassVar[bool] = True
     ratios: tuple[float, ...] = (7 / 8, 3 / 4, 5 / 8, 1 / 2)
     change_contract: bool = False
+
+    def for_new_contract(self) -> ResizeInput:
+        return replace(self, change_contract=True)
 
     def find_sites(self, graph: Any, target: Target, why: Why) -> Iterator[Site]:
         if graph.opset < self.min_opset or not graph.nodes:
@@ -95,17 +100,11 @@ class ResizeInput(Pass):
                 raise SiteGone(f"{name!r} is no Resize to a fixed size any more")
             sizes = np.array([*node.inputs[3].values[:2], *shape], np.int64)
             rw.set_input(node, 3, rw.small_constant(f"{name}/sizes", sizes))
-        if self.change_contract:
-            x.shape = [*x.shape[:2], *size]
-            for name in maps:
-                tensor = rw.tensor(name)
-                tensor.shape = [*tensor.shape[:2], None, None]
-            for node in x.outputs:
-                rw.touch(node)
-            return
         readers, old = list(x.outputs), tuple(int(d) for d in x.shape[2:])
         small = _resize(rw, x, old, size, f"{x.name}/resized")
         small.shape = [*x.shape[:2], *size]
+        if self.change_contract:
+            rw.adapter(small)
         for node in readers:
             for i, tensor in enumerate(node.inputs):
                 if tensor is x:
@@ -119,6 +118,8 @@ class ResizeInput(Pass):
             low = rw.add_node(node.op, inputs, attrs, hint=hint, dtype=tensor.dtype or np.float32)
             low.shape = [*tensor.shape[:2], *shape]
             _resize(rw, low, shape, tuple(int(d) for d in tensor.shape[2:]), name, tensor)
+            if self.change_contract:
+                rw.adapter(tensor)
 
     def samplings(self, graph: Any, site: Site) -> Sequence[Sampling]:
         return ()
@@ -268,18 +269,10 @@ def _resize(
     if all(a == 2 * b for a, b in zip(old, new, strict=True)):
         attrs = {"kernel_shape": [2, 2], "strides": [2, 2]}
         return rw.add_node("AveragePool", [x], attrs, output=output, hint=hint)
-    scales = np.array([1, 1, *(_scale(a, b) for a, b in zip(old, new, strict=True))], np.float32)
+    scales = np.array([1, 1, *(scale(a, b) for a, b in zip(old, new, strict=True))], np.float32)
     none = gs.Variable.empty()
     if rw.graph.opset < 13:  # the region of interest may not be left out yet
         none = rw.small_constant(f"{hint}/roi", np.zeros(0, np.float32))
     attrs = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     inputs = [x, none, rw.small_constant(f"{hint}/scales", scales)]
     return rw.add_node("Resize", inputs, attrs, output=output, hint=hint)
-
-
-def _scale(old: int, new: int) -> np.float32:
-    """A factor with which the floor of the product is the new length; batches may be open."""
-    scale = np.float32(new / old)
-    while math.floor(old * float(scale)) < new:
-        scale = np.nextafter(scale, np.float32(np.inf))
-    return scale

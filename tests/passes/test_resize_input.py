@@ -17,12 +17,13 @@ from fitting import error, recovery, result
 from oracle import assert_same_outputs, random_feeds, run
 
 from onnxnas.cost import Cost
-from onnxnas.graph import from_model
+from onnxnas.graph import check_model, contract, from_model
 from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Why
 from onnxnas.passes.resize_ibn import ResizeIbn
 from onnxnas.passes.resize_input import ResizeInput
 from onnxnas.recover import Recovery, values_only
+from onnxnas.resized import as_original
 from onnxnas.search import Evaluator
 from onnxnas.sites import Candidate, SearchSpace
 
@@ -143,14 +144,43 @@ def test_maps_are_enlarged_again(fixed: bool, argmax: bool) -> None:
 
 def test_the_contract_may_change_if_asked() -> None:
     model = classifier()
-    pass_ = ResizeInput(change_contract=True)
+    pass_ = PASS.for_new_contract()
     graph = from_model(model)
     space = SearchSpace(tuple(pass_.find_sites(graph, TARGET, Why(pass_.name))))
     candidate = Candidate.of({"resize-input@x": "to-16x16"})
-    small = apply_candidate(graph, space, candidate, {pass_.name: pass_}).graph
-    assert list(small.inputs[0].shape) == [1, 3, 16, 16]
-    assert [n.op for n in small.nodes] == [n.op for n in graph.nodes]
-    assert list(graph.inputs[0].shape) == [1, 3, 32, 32]
+    applied = apply_candidate(graph, space, candidate, {pass_.name: pass_})
+    assert list(applied.graph.inputs[0].shape) == [1, 3, 32, 32]  # for fitting and judging
+    view = applied.view({"x": (1, 3, 32, 32)})
+    assert list(view.inputs[0].shape) == [1, 3, 16, 16]
+    assert sorted(n.op for n in view.nodes) == sorted(n.op for n in graph.nodes)
+    small = applied.model(model)
+    assert [p.shape for p in contract(small)[0]] == [(1, 3, 16, 16)]
+    assert_same_outputs(rewriting.rewrite(PASS, model, {"x": "to-16x16"}), as_original(small))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("argmax", [False, True])
+def test_maps_have_the_new_size_if_asked(fixed: bool, argmax: bool) -> None:
+    model = segmenter(fixed=fixed, argmax=argmax)
+    pass_ = PASS.for_new_contract()
+    graph = from_model(model)
+    space = SearchSpace(tuple(pass_.find_sites(graph, TARGET, Why(pass_.name))))
+    candidate = Candidate.of({"resize-input@x": "to-12x12"})
+    small = apply_candidate(graph, space, candidate, {pass_.name: pass_}).model(model)
+    check_model(small)
+    (image,), (maps,) = contract(small)
+    assert (image.shape, maps.shape) == ((1, 3, 12, 12), (1, 6, 6) if argmax else (1, 5, 6, 6))
+    (maps,) = contract(as_original(small))[1]
+    assert maps.shape == contract(model)[1][0].shape
+    kept = rewriting.rewrite(PASS, model, {"x": "to-12x12"})
+    have, want = (
+        next(iter(run(m, random_feeds(model)).values())) for m in (as_original(small), kept)
+    )
+    if argmax:  # enlarged as classes here, as scores there
+        assert set(np.unique(have)) <= set(range(5))
+        assert (have == want).mean() > 0.6
+    else:
+        np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_fitted_but_the_rest_is_fitted_behind_it(tmp_path: Path) -> None:
