@@ -13,19 +13,24 @@ not silicon). Networks:
     deeplab       deeplab v3, fitted on ImageNet pictures; IoU of cars on 101 of CamVid.
 
 With --distill every point is also trained end to end (needs PyTorch). Each point is quantised to
-int8 as the original is, and both are scored.
+int8 as the original is, and both are scored. With --library what was fitted and judged is kept:
+goals can be asked for one after another, and a run of `onnxnas optimize` on the same rows serves
+too. The tables of several runs:
+
+    python benchmarks/recovery.py --table curve-1.json curve-2.json
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +43,7 @@ from PIL import Image
 from onnxnas.calibration import Calibration, load_calibration
 from onnxnas.distill import distill
 from onnxnas.errors import InfeasibleError
-from onnxnas.fitting import recovery_search
+from onnxnas.fitting import open_journal, recovery_search
 from onnxnas.graph import contract, to_model
 from onnxnas.int8 import MOST_ROWS
 from onnxnas.materialize import apply_candidate
@@ -94,32 +99,67 @@ def mobilenetv2(script: Any) -> Case:
     def score(model: onnx.ModelProto, base: Any) -> tuple[Any, Scores]:
         logits = {name: _logits(model, view) for name, view in views.items()}
         known = base or logits
-        return logits, {n: paired(known[n], logits[n], labels[1::2]) for n in views}
+        found = {n: paired(known[n], logits[n], labels[1::2]) for n in views}
+        both = [(known[n], logits[n]) for n in ("as they are", "mirrored")]
+        found["mean of both"] = _mean(both, labels[1::2])
+        return logits, found
 
     return Case(EVALSET / "models" / "mobilenetv2_224.onnx", rows[0::2].copy(), score)
 
 
 def on_other_pictures(script: Any, model: str, task: str, count: int) -> Case:
     """Fitted on ImageNet pictures with the task's preprocessing, scored by the task's script."""
-    _, _, size, mean, scale = script.PREPROCESS[task]
+    archive, folder, size, mean, scale = script.PREPROCESS[task]
     pictures = [im for _, im in script._images(script.PREPROCESS["imagenet"][0])]
     picked = pictures[:: len(pictures) // count][:count]
     rows = np.concatenate([script._nchw(im, size, mean, scale) for im in picked])
+    scored = list(script._images(archive, folder=folder))
+    everything = set(range(len(scored)))
+    groups = [everything] + [everything - {*range(i, len(scored), _GROUPS)} for i in range(_GROUPS)]
 
     def score(changed: onnx.ModelProto, base: Any) -> tuple[Any, Scores]:
-        with tempfile.TemporaryDirectory() as folder:
-            onnx.save(changed, Path(folder) / "model.onnx")
-            metric = float(getattr(script, task)(Path(folder) / "model.onnx"))
-        before = metric if base is None else base
-        return metric, {"as they are": {"metric": metric, "drop": before - metric}}
+        """The metric, also without each tenth of the pictures: a jackknife of the change."""
+        session, found = _Remembered(changed), []
+        script._session = lambda model: (session, session.input)
+        for group in groups:
+            some = [scored[i] for i in sorted(group)]
+            script._images = lambda *_, some=some, **__: iter(some)
+            found.append(float(getattr(script, task)("")))
+        lost = np.array(found if base is None else base) - np.array(found)
+        error = float(np.sqrt((_GROUPS - 1) / _GROUPS * ((lost[1:] - lost[1:].mean()) ** 2).sum()))
+        figures = {"metric": found[0], "drop": float(lost[0]), "drop_standard_error": error}
+        return found, {"as they are": figures}
 
     return Case(EVALSET / "models" / model, rows, score)
+
+
+_GROUPS = 10
+"""Of scored pictures, each left out once."""
+
+
+class _Remembered:
+    """Stands in for the script's session: every picture is run once."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._session = Session(model, optimised=True)
+        (self.input,) = [port.name for port in contract(model)[0]]
+        self._known: dict[bytes, list[Any]] = {}
+
+    def run(self, _: None, feeds: dict[str, Floats]) -> list[Any]:
+        key = hashlib.sha256(feeds[self.input].tobytes()).digest()
+        if key not in self._known:
+            found = self._session.run(feeds).values()
+            kept = [v.astype(np.uint8) if v.dtype.kind == "i" else v for v in found]
+            self._known[key] = [
+                v.argmax(1) if v.ndim == 4 and v.shape[2] > 100 else v for v in kept
+            ]
+        return self._known[key]
 
 
 CASES: Mapping[str, Callable[[Any], Case]] = {
     "mobilenetv2": mobilenetv2,
     "yolo": lambda s: on_other_pictures(s, "yolo_fastest_1.1_320.onnx", "coco", 250),
-    "deeplab": lambda s: on_other_pictures(s, "deeplabv3_mnv2_dm05_513.onnx", "camvid", 100),
+    "deeplab": lambda s: on_other_pictures(s, "deeplabv3_mnv2_dm05_513.onnx", "camvid", 60),
 }
 
 
@@ -160,6 +200,47 @@ def paired(
     }
 
 
+def _mean(
+    pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], labels: NDArray[np.int64]
+) -> dict[str, float]:
+    """Top-1 and what was lost, the mean of several readings of each picture."""
+    lost = np.mean([(b.argmax(1) == labels) - (a.argmax(1) == labels) * 1.0 for b, a in pairs], 0)
+    right = np.mean([a.argmax(1) == labels for _, a in pairs])
+    error = 100 * float(lost.std(ddof=1)) / len(lost) ** 0.5
+    return {
+        "metric": 100 * float(right),
+        "drop": 100 * float(lost.mean()),
+        "drop_standard_error": error,
+    }
+
+
+def table(files: Sequence[Path]) -> str:
+    """What several runs on one network and target found, in Markdown."""
+    runs = [json.loads(file.read_text()) for file in files]
+    points = sorted((p for run in runs for p in run["points"]), key=lambda p: float(p["saving"]))
+    views = list(points[0]["float"])
+    head = ["cycles", *views, *(f"int8: {v}" for v in views if v != "hard")]
+    head += ["held out: divergence", "agreement"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---:|' * len(head)}"]
+    for p in points:
+        cells = [_change(p["float"][v]) for v in views]
+        cells += [_change(p["int8"][v]) for v in views if v != "hard"]
+        agrees = p["held_out_agreement"]
+        cells += [f"{p['held_out_divergence']:.3f}", "" if agrees is None else f"{agrees:.1%}"]
+        lines.append(f"| {-p['saving']:+.1%} | {' | '.join(cells)} |".replace("%", " %"))
+    start = runs[0]
+    original = ", ".join(f"{v} {f['metric']:.1f}" for v, f in start["original"].items())
+    int8 = ", ".join(f"{v} {f['metric']:.1f}" for v, f in start["original_int8"].items())
+    return (
+        f"Original: {start['original_cycles']:,.0f} cycles; {original}; in int8 {int8}.\n\n"
+        + "\n".join(lines)
+    )
+
+
+def _change(scores: Mapping[str, float]) -> str:
+    return f"{0.0 - scores['drop']:+.1f} +- {scores['drop_standard_error']:.1f}"
+
+
 def _said(name: str, scores: Scores) -> str:
     parts = []
     for view, s in scores.items():
@@ -179,9 +260,13 @@ def main() -> None:
     parser.add_argument(
         "--choices", type=Path, help="report of an earlier run: its choices again, not searched"
     )
+    parser.add_argument("--table", type=Path, nargs="+", metavar="CURVE.json")
     parser.add_argument("--distill", type=int, default=0, metavar="STEPS")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.table:
+        print(table(args.table))
+        return
     start = time.monotonic()
 
     def said(what: str, done: int, total: int) -> None:
@@ -209,6 +294,9 @@ def curve(
     """One point per goal."""
     search = recovery_search(prepared, calibration, args.library, 0, said)
     search.screen = Screen.of(prepared.cost_model)
+    if args.library is not None:
+        journal = open_journal(prepared, search.recovery.rows, args.library, 0)
+        search.journal = search.evaluator.journal = journal
     ranges = list(search.recovery.rows.fitted(MOST_ROWS))
     begin, cpu = time.monotonic(), time.process_time()
     known = json.loads(args.choices.read_text())["points"] if args.choices else []
