@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from onnxnas.divergence import Divergence
+from onnxnas.evaluate import Measured
 from onnxnas.front_point import Loss, loss_of, losses_of
 from onnxnas.held_out import HeldOut
 from onnxnas.materialize import Weights, apply_candidate
@@ -32,6 +33,7 @@ class Damage:
     task: Task | None
     seed: int
     _known: dict[tuple[Candidate, str], Loss] = field(default_factory=dict)
+    _original: list[Measured] = field(default_factory=list)
 
     @classmethod
     def of(cls, prepared: Prepared, held_out: HeldOut, task: Task | None, seed: int) -> Damage:
@@ -65,7 +67,9 @@ class Damage:
             prepared.graph, prepared.space, candidate, prepared.passes, weights
         )
         model = applied.model(prepared.normalised)
-        return loss_of(compare(task, prepared.source, model, self.seed)[0])
+        if not self._original:
+            self._original = task.measured(prepared.source, self.seed)
+        return loss_of(compare(self._original, task.measured(model, self.seed), self.seed)[0])
 
 
 def damage_of(losses: tuple[Loss, ...]) -> float:

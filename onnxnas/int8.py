@@ -111,9 +111,10 @@ def compare_int8(
         quantise(float_result, rows.fitted(MOST_ROWS)),
     )
     found = [held_out.divergence_of(_graph(model)) for model in networks]
-    quality = tuple(
-        compare(task, original, model, seed)[0] for model in networks if task is not None
-    )
+    quality: tuple[Quality, ...] = ()
+    if task is not None:
+        first = task.measured(original, seed)
+        quality = tuple(compare(first, task.measured(m, seed), seed)[0] for m in networks)
     measure = " and ".join(sorted({j.measure for j in held_out.judged}))
     original_int8, result_float, result_int8 = found
     return Int8(measure, original_int8, result_float, result_int8, quality)

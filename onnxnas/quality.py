@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,14 @@ class Task:
             raise UsageError(f"The metric {metric} needs data: write {metric}=data.npz.")
         return cls(metric, read_arrays(source))
 
+    def measured(self, model: onnx.ModelProto, seed: int = 0) -> list[Measured]:
+        """The task's metrics of one model, the main one first.
+
+        Raises:
+            UsageError, UnsupportedError: as `evaluate`.
+        """
+        return evaluate(model, self.metric, self.arrays, seed)
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -61,16 +70,10 @@ class Quality:
 
 
 def compare(
-    task: Task, original: onnx.ModelProto, result: onnx.ModelProto, seed: int = 0
+    before: Sequence[Measured], after: Sequence[Measured], seed: int = 0
 ) -> tuple[Quality, ...]:
-    """Measure two models by the same task; the main metric comes first.
-
-    Raises:
-        UsageError, UnsupportedError: as `evaluate`.
-    """
+    """What a task's metrics make of two models, see `Task.measured`."""
     qualities = []
-    before = evaluate(original, task.metric, task.arrays, seed)
-    after = evaluate(result, task.metric, task.arrays, seed)
     for old, new in zip(before, after, strict=True):
         interval = None
         if old.score is not None and new.score is not None:
