@@ -38,7 +38,12 @@ class _Beside(Evaluator):
 
     def view(self, candidate: Candidate) -> Any:
         applied = apply_candidate(
-            self.graph, self.whole, self.together(candidate), self.passes, self.weights
+            self.graph,
+            self.whole,
+            self.together(candidate),
+            self.passes,
+            self.weights,
+            shapes=False,
         )
         return applied.view(self.input_shapes)
 

@@ -12,6 +12,7 @@ from onnxnas.graph import Shape, infer_shapes, is_static, static_view, to_model
 from onnxnas.pass_contract import Pass
 from onnxnas.resized import declare
 from onnxnas.rewriter import Rewriter
+from onnxnas.roundtrip import copy_graph
 from onnxnas.sites import Candidate, SearchSpace
 
 Weights = Mapping[tuple[str, str], Mapping[str, NDArray[Any]]]
@@ -63,7 +64,7 @@ class Applied:
         """The graph without adapters."""
         if not self.adapters:
             return self.graph
-        graph = self.graph.copy()
+        graph = copy_graph(self.graph)
         tensors, inputs = graph.tensors(), {t.name for t in graph.inputs}
         for name in sorted(self.adapters & tensors.keys()):
             (node,) = tensors[name].inputs
@@ -116,17 +117,20 @@ def apply_candidate(
     candidate: Candidate,
     passes: Mapping[str, Pass],
     weights: Weights | None = None,
+    *,
+    shapes: bool = True,
 ) -> Applied:
     """Apply every decision of a candidate to a copy of the graph.
 
     Args:
         weights: of the `recovered` choices; None while only structure is asked for.
+        shapes: False leaves those of the result open, where only its `Applied.view` is asked for.
 
     Raises:
         UsageError: the candidate does not belong to the space.
         SiteGone: one rewrite made another impossible.
     """
-    result = graph.copy()
+    result = copy_graph(graph)
     provenance: dict[str, str] = {}
     replaced: dict[str, str] = {}
     adapters: set[str] = set()
@@ -140,10 +144,11 @@ def apply_candidate(
         passes[site.pass_name].rewrite(rewriter, site, choice)
         before = site.pass_name
     if before is not None:
-        _tidy(result)
+        _tidy(result, shapes)
     return Applied(result, provenance, replaced, frozenset(adapters))
 
 
-def _tidy(graph: Any) -> None:
+def _tidy(graph: Any, shapes: bool = True) -> None:
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    infer_shapes(graph)
+    if shapes:
+        infer_shapes(graph)

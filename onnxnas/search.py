@@ -102,7 +102,7 @@ class Evaluator:
         Raises:
             SiteGone: the candidate's rewrites exclude each other.
         """
-        applied = apply_candidate(self.graph, self.space, candidate, self.passes)
+        applied = apply_candidate(self.graph, self.space, candidate, self.passes, shapes=False)
         return applied.view(self.input_shapes)
 
     def recorded_as(self, candidate: Candidate) -> tuple[str, Candidate]:
