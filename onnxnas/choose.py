@@ -246,6 +246,7 @@ class _Job:
         evaluator.journal = search.journal = self.journal
         search.screen, search.full = self.screen, self.wanted.full
         search.deadline = search.recovery.deadline = self.deadline
+        search.recovery.workers = self.wanted.workers
         asked = {*self.goal.columns, *self.goal.ceilings} - {column("quality")}
         # What lowers the peak shows only beside others: whatever is smaller may be worth it.
         peak = {column("macs"), column("weights")} if column("peak-memory") in asked else set()

@@ -201,9 +201,7 @@ class Effort:
         if not rungs:
             return
         if self.goal.columns[0] == _DAMAGE:
-            meet = [r for r in rungs if self._meets_others(self._of(r))]
-            for rung in meet[:2]:
-                self.refit(rung)
+            self.refit_all([r for r in rungs if self._meets_others(self._of(r))][:2])
         elif math.isinf(self.limit):
             spread = np.linspace(0, len(rungs) - 1, 5).round().astype(int).tolist()
             self.refit_all([rungs[at] for at in sorted({*spread})])
@@ -214,6 +212,7 @@ class Effort:
         """Up from the last rung that was good enough unfitted, or down to the first that is."""
         good = [i for i, r in enumerate(rungs) if self._of(r).damage <= self.limit]
         first = at = max(good, default=0)
+        self._ahead(rungs[at : at + 2])  # both are needed, whatever comes of the first
         met: dict[int, Tried] = {}
         failures = 0
         while at < len(rungs) and failures < 2:
@@ -257,8 +256,8 @@ class Effort:
                 return
             self.zero_shot.assess([t.finalist for t in self.tried])
             pool = list(fresh)[: _POOL * _COHORT]
-            for candidate in self.zero_shot.best_first(pool, [fresh[c] for c in pool])[:_COHORT]:
-                self.refit(candidate)
+            best = self.zero_shot.best_first(pool, [fresh[c] for c in pool])
+            self.refit_all(best[:_COHORT])
 
     def _aim(self) -> float:
         """The damage that is looked for: at the limit, or what the mildest half of trials has."""
@@ -267,13 +266,22 @@ class Effort:
         return float(np.median([t.damage for t in self.tried] or [0.0]))
 
     def refit_all(self, candidates: Sequence[Candidate]) -> list[Evaluated]:
-        """Fit candidates in order that were not yet.
+        """Fit candidates in order that were not yet; as many side by side as there are workers.
 
         Raises:
             OutOfTime: before all were judged.
         """
-        tried = [self.refit(candidate) for candidate in candidates]
-        return [t.evaluated for t in tried if t is not None]
+        found = []
+        workers = self.search.recovery.workers
+        for start in range(0, len(candidates), workers):  # the time may not last for all of them
+            some = candidates[start : start + workers]
+            self._ahead(some)
+            found += [self.refit(candidate) for candidate in some]
+        return [tried.evaluated for tried in found if tried is not None]
+
+    def _ahead(self, candidates: Sequence[Candidate]) -> None:
+        done = {t.finalist.candidate for t in self.tried if self._is_refit(t)}
+        self.search.recovery.ahead((), [c for c in candidates if c not in done])
 
     def report(self, chosen: Tried | None, max_drop: float | None) -> dict[str, Any]:
         """The figures of everything that was tried, plain JSON values."""

@@ -60,6 +60,7 @@ def optimize(
     rules: Path | None = None,
     budget_s: float | None = None,
     seed: int = 0,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Result:
     """Find the rewrites that make a model fastest on a target, apply and verify them.
@@ -92,6 +93,8 @@ def optimize(
         rules: file of what to leave out, force or prefer, see `onnxnas.rule_file`.
         budget_s: seconds for the search; None means until it converges.
         seed: of the random inputs used to verify, and of sampled positions.
+        workers: processes that fit weights side by side; the result does not depend on it. Needs
+            `library`, and helps only where ``OPENBLAS_NUM_THREADS`` was 1 when numpy was loaded.
         progress: called with (what, done, total).
 
     Raises:
@@ -141,6 +144,7 @@ def optimize(
             start,
             max_uncovered,
             export_front,
+            workers,
         ),
         calibration=calibration,
         task=task,

@@ -15,7 +15,8 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxnas.fit_rows import FitRows
+from onnxnas.forks import run_ahead
 from onnxnas.materialize import Weights, apply_candidate
 from onnxnas.pass_contract import Fitted, NotRecoverable, OutOfTime, Pass
 from onnxnas.rewriter import SiteGone
@@ -92,6 +94,9 @@ class Recovery:
         library: keeps what is found.
         seed: of the sampled positions.
         deadline: by `time.monotonic`; nothing is fitted after it.
+        workers: processes that fit side by side; what is found does not depend on it. For more
+            than one the matrix library should have one thread (``OPENBLAS_NUM_THREADS=1`` before
+            numpy is loaded), else they wait for each other.
     """
 
     graph: Any
@@ -103,6 +108,35 @@ class Recovery:
     seed: int = 0
     progress: Progress = field(default=lambda *_: None)
     deadline: float | None = None
+    workers: int = 1
+
+    def ahead(self, moves: Sequence[Move], candidates: Sequence[Candidate] = ()) -> None:
+        """Fit choices alone, or candidates in order, side by side, so that the library has them.
+
+        Does nothing without a library, where there is one worker, or nothing to share out.
+
+        Raises:
+            OutOfTime: the deadline has passed.
+        """
+        folder = self.library.folder
+        if folder is None or self.workers < 2:
+            return
+        quiet = replace(self, progress=lambda *_: None)
+        lacking = [m for m in moves if self.library.get(self._alone_key(m)) is None]
+        sites = list(dict.fromkeys(site_id for site_id, _ in lacking))  # their choices share work
+        shares = [{*sites[i :: self.workers]} for i in range(self.workers)]
+        jobs: list[Callable[[], object]] = [
+            partial(quiet.alone, [m for m in lacking if m[0] in share]) for share in shares if share
+        ]
+        jobs += [partial(quiet.in_order, candidate) for candidate in candidates]
+        before = _count(folder)
+
+        def waiting() -> None:
+            self.tick()
+            found = _count(folder) - before
+            self.progress(f"fitting in {len(jobs)} processes", found, max(1, found, len(lacking)))
+
+        run_ahead(jobs, waiting)
 
     def alone(self, moves: Sequence[Move]) -> tuple[dict[Move, Fitted], dict[Move, str]]:
         """Fit choices, each as the only change to the original, until the time is up.
@@ -114,10 +148,9 @@ class Recovery:
         refused: dict[Move, str] = {}
         missing: dict[str, list[Choice]] = {}
         for site_id, label in moves:
-            site = self.space.site(site_id)
-            kept = self.library.get(self._key(site, site.choice(label), ""))
+            kept = self.library.get(self._alone_key((site_id, label)))
             if kept is None:
-                missing.setdefault(site_id, []).append(site.choice(label))
+                missing.setdefault(site_id, []).append(self.space.site(site_id).choice(label))
             else:
                 found[site_id, label] = kept
         try:
@@ -324,6 +357,10 @@ class Recovery:
         if chunk:
             yield chunk
 
+    def _alone_key(self, move: Move) -> str:
+        site = self.space.site(move[0])
+        return self._key(site, site.choice(move[1]), "")
+
     def _key(self, site: Site, choice: Choice, context: str) -> str:
         """Everything a fit depends on: weights, data, choice, options, code, what came before."""
         pass_ = self.passes[site.pass_name]
@@ -332,6 +369,11 @@ class Recovery:
             _code_digest(type(pass_)), site.id, choice.label, str(choice.params), context,
         )  # fmt: skip
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _count(folder: Path) -> int:
+    """Files in a folder, which need not exist."""
+    return sum(1 for _ in os.scandir(folder)) if folder.is_dir() else 0
 
 
 def _code_digest(pass_: type[Pass]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -207,11 +208,12 @@ class RecoverySearch:
 
     def _alone(self, moves: Sequence[Move]) -> tuple[dict[Move, Fitted], dict[Move, str]]:
         """Fit choices in a share of the time that is left."""
-        if self.deadline is None:
-            return self.recovery.alone(moves)
-        now = time.monotonic()
-        self.recovery.deadline = now + _ALONE_SHARE * (self.deadline - now)
+        if self.deadline is not None:
+            now = time.monotonic()
+            self.recovery.deadline = now + _ALONE_SHARE * (self.deadline - now)
         try:
+            with suppress(OutOfTime):
+                self.recovery.ahead(moves)
             return self.recovery.alone(moves)
         finally:
             self.recovery.deadline = self.deadline

@@ -49,6 +49,7 @@ from onnxnas.search_options import (
     SpaceOpt,
     StartOpt,
     StrategyOpt,
+    WorkersOpt,
     limits_of,
 )
 
@@ -111,6 +112,7 @@ def optimize(
         str | None, typer.Option(help="Time for the search, e.g. 90s, 10m, 1h.")
     ] = None,
     seed: SeedOpt = 0,
+    workers: WorkersOpt = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Folder of the reports (default: OUTPUT.run).")
     ] = None,
@@ -121,6 +123,7 @@ def optimize(
 ) -> None:
     """Rewrite MODEL so that it runs fastest on a target; verify it; write it with a report."""
     from onnxnas import console, pipeline, plan
+    from onnxnas.forks import default_workers
     from onnxnas.loading import check_output
     from onnxnas.prepare import prepare
 
@@ -170,6 +173,7 @@ def optimize(
             library=run_dir / "fitted",
             budget_s=budget_s,
             seed=seed,
+            workers=workers or default_workers(),
             progress=progress,
         )
     _deliver(result, output, run_dir, json_to)

@@ -74,6 +74,13 @@ ExportOpt = Annotated[
         "--export-front", help="Also write the named candidates, verified: RUN_DIR/candidates."
     ),
 ]
+WorkersOpt = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes that fit weights side by side (default: one per core, at most 4).",
+    ),
+]
 MaxUncoveredOpt = Annotated[
     str | None,
     typer.Option(

@@ -26,6 +26,7 @@ class Wanted:
         max_uncovered: share of the kernels that predictions may know nothing like; None is 10 %
             where there is nothing but predictions, else no limit.
         refit_front: fit the weights of every named candidate in order.
+        workers: processes that fit side by side, see `onnxnas.recover.Recovery`.
     """
 
     objective: tuple[str, ...] = ("latency",)
@@ -37,6 +38,7 @@ class Wanted:
     start: Candidate = field(default_factory=Candidate)
     max_uncovered: float | None = None
     refit_front: bool = False
+    workers: int = 1
 
     @property
     def allows_loss(self) -> bool:

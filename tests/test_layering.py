@@ -29,7 +29,7 @@ LAYERS = """
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
 2 channel_values least_squares memory fusion pointwise squeeze_excite
 1 quantise graph roundtrip protos loading normalise runtime difference probes foreign excerpt resized
-0 errors version toml_file cpu_time
+0 errors version toml_file cpu_time forks
 """
 """Imports point down, or stay in a layer without a cycle."""
 
