@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
 
 import numpy as np
 
-from onnxnas.cost import KernelCostModel
 from onnxnas.cost_table import CostTable
-from onnxnas.graph import static_view
 from onnxnas.hwmodels.ethos_u import card
 from onnxnas.hwmodels.vela import VelaCostModel
-from onnxnas.materialize import apply_candidate
 from onnxnas.prepare import Prepared, prepare
 from onnxnas.rewriter import SiteGone
+from onnxnas.search import Evaluator
 from onnxnas.sites import Candidate
 
 HEAD = (
@@ -49,9 +46,9 @@ def row(model: str, target: str, count: int, seed: int) -> str:
     learned = prepared.cost_model.predictor()
     assert learned is not None
     begin = time.process_time()
-    table = CostTable.build(
-        prepared.graph, prepared.space, prepared.passes, learned, prepared.input_shapes
-    )
+    p = prepared
+    evaluator = Evaluator(p.graph, p.space, p.passes, learned, p.input_shapes)
+    table = CostTable.build(p.graph, p.space, evaluator.view, learned)
     built = time.process_time() - begin
     rng = np.random.default_rng(seed)
     sizes = [len(site.choices) + 1 for site in table.sites]
@@ -72,9 +69,11 @@ def row(model: str, target: str, count: int, seed: int) -> str:
         if any(gone <= set(candidate.decisions) for gone in table.impossible):
             continue
         try:
-            view, truth = fresh(prepared, learned, candidate)
+            view = evaluator.view(candidate)
         except SiteGone:
             continue
+        cost = learned.cost(view)
+        truth = np.array([cost.cycles, cost.peak_activation_bytes, cost.weight_bytes])
         views.append(view)
         del views[COMPILES:]
         at = table.genes([candidate])
@@ -112,14 +111,6 @@ def random_candidate(prepared: Prepared, rng: np.random.Generator) -> Candidate:
             decisions[site.id] = site.choices[rng.integers(len(site.choices))].label
             claims |= site.claims
     return Candidate.of(decisions)
-
-
-def fresh(prepared: Prepared, learned: KernelCostModel, candidate: Candidate) -> tuple[Any, Any]:
-    """The network, and its cycles, peak and weights predicted anew."""
-    applied = apply_candidate(prepared.graph, prepared.space, candidate, prepared.passes)
-    view = static_view(applied.graph, prepared.input_shapes)
-    cost = learned.cost(view)
-    return view, np.array([cost.cycles, cost.peak_activation_bytes, cost.weight_bytes])
 
 
 if __name__ == "__main__":

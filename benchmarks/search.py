@@ -26,7 +26,7 @@ from onnxnas.objectives import METRICS, Goal, Limit
 from onnxnas.plugins import load_predictor
 from onnxnas.prepare import Prepared, prepare
 from onnxnas.problem import Problem
-from onnxnas.search import MIN_GAIN
+from onnxnas.search import MIN_GAIN, Evaluator
 from onnxnas.sites import SearchSpace, Site
 from onnxnas.strategies import make
 
@@ -101,9 +101,9 @@ def table_of(prepared: Prepared, space: SearchSpace, networks: int) -> tuple[Cos
     predictor = load_predictor(prepared.cost_model.target.name)
     assert predictor is not None
     start = time.monotonic()
-    table = CostTable.build(
-        prepared.graph, space, prepared.passes, predictor, prepared.input_shapes, networks=networks
-    )
+    p = prepared
+    view = Evaluator(p.graph, space, p.passes, predictor, p.input_shapes).view
+    table = CostTable.build(p.graph, space, view, predictor, networks=networks)
     return table, time.monotonic() - start
 
 

@@ -9,61 +9,33 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onnxnas.calibration import Calibration
-from onnxnas.cost import MAX_UNCOVERED, Cost, refuse_uncovered
+from onnxnas.cost import MAX_UNCOVERED, Cost, KernelCostModel, refuse_uncovered
 from onnxnas.cpu_time import Phases
 from onnxnas.damage import Damage
+from onnxnas.distilled import Distillation
 from onnxnas.efforts import Effort
 from onnxnas.errors import InfeasibleError, UnsupportedError, UsageError
 from onnxnas.exact_search import ExactSearch, paying
 from onnxnas.fit_rows import MIN_ROWS
 from onnxnas.fitting import open_journal, recovery_search
-from onnxnas.front_point import FrontPoint
 from onnxnas.greedy import SearchResult
 from onnxnas.journal import Journal
 from onnxnas.ledger import exact_rows, recovered_rows, unfitted_rows
 from onnxnas.objectives import column
-from onnxnas.outcome import Evaluated, best_of, distinct, front_of, goal_of
+from onnxnas.outcome import Chosen, Evaluated, best_of, distinct, front_of, goal_of
 from onnxnas.pass_contract import OutOfTime
 from onnxnas.prepare import Prepared
 from onnxnas.quality import Task
 from onnxnas.recovery_search import RecoverySearch
 from onnxnas.screening import Screen
-from onnxnas.search import Evaluator, LedgerRow, Progress, Trial
+from onnxnas.search import Evaluator, Progress, Trial
 from onnxnas.sites import Candidate
 from onnxnas.wanted import Wanted
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What to make of a model.
-
-    Attributes:
-        best: the decisions, their weights and figures.
-        original: cost of the unchanged model.
-        ledger: one row per site and choice.
-        trials: every candidate that was costed.
-        search: for the report.
-        notes: warnings for people.
-        front: networks that could be had instead, the chosen one among them.
-        named: those of the front that have a name.
-        recovery: of the fitted choices; None where nothing was fitted.
-    """
-
-    best: Evaluated
-    original: Cost
-    ledger: tuple[LedgerRow, ...]
-    trials: tuple[Trial, ...]
-    search: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
-    front: tuple[FrontPoint, ...] = ()
-    named: Mapping[str, Evaluated] = field(default_factory=dict)
-    recovery: RecoverySearch | None = None
 
 
 def choose(
@@ -139,7 +111,9 @@ class _Job:
             baseline.cost,
             prepared.cost_model.target.clock_hz,
         )
-        self.screen = self._screen(baseline.cost)
+        self.learned = learned = self._learned(baseline.cost)
+        predicts = learned is not None and learned is not prepared.cost_model
+        self.screen = Screen(learned) if learned and predicts and not wanted.full else None
         forced = Candidate() if prepared.ruled is None else prepared.ruled.forced
         self.forced = self._exact_of(forced)
         lacking = self._lacking(forced)
@@ -161,6 +135,8 @@ class _Job:
             must = set(self.forced.decisions)
             again = [e for e in again if must <= set(e.candidate.decisions)]
             chosen = best_of([chosen, *again], self.goal)
+        if effort is not None and wanted.effort == "thorough":
+            chosen = self._distilled(everything, chosen)
         front, named = front_of(distinct(everything, chosen), chosen, self.goal)
         rows = (
             unfitted_rows(prepared.space, lacking)
@@ -185,28 +161,22 @@ class _Job:
         p = self.prepared
         return Evaluator(p.graph, p.space, p.passes, p.cost_model, p.input_shapes)
 
-    def _screen(self, original: Cost) -> Screen | None:
-        """What rules choices out without a compile, where latency alone counts."""
-        wanted = self.wanted
+    def _learned(self, original: Cost) -> KernelCostModel | None:
+        """What was learned about the target, where it can be used."""
+        model, most = self.prepared.cost_model, self.wanted.max_uncovered
+        if original.kind == "predicted":
+            refuse_uncovered(original, MAX_UNCOVERED if most is None else most)
         try:
-            screen = Screen.of(self.prepared.cost_model)
-        except UsageError as error:
+            learned = model.predictor()
+            if learned is None or learned is model:
+                return learned
+            predicted = learned.cost(self._evaluator().view(Candidate()))
+        except (UsageError, UnsupportedError) as error:
             self.notes.append(f"Every choice is compiled, none is predicted: {error}")
             return None
-        if screen is None:
-            share = MAX_UNCOVERED if wanted.max_uncovered is None else wanted.max_uncovered
-            if original.kind == "predicted":
-                refuse_uncovered(original, share)
-            return None
-        try:
-            predicted = screen.predictor.cost(self._evaluator().view(Candidate()))
-        except UnsupportedError as error:
-            self.notes.append(f"Every choice is compiled, none is predicted: {error}")
-            return None
-        if wanted.max_uncovered is not None:
-            refuse_uncovered(predicted, wanted.max_uncovered)
-        others = {limit.metric for limit in wanted.limits} | set(wanted.objective)
-        return None if wanted.full or others - {"latency", "quality"} else screen
+        if most is not None:
+            refuse_uncovered(predicted, most)
+        return learned
 
     def _exact_of(self, candidate: Candidate) -> Candidate:
         space = self.prepared.space
@@ -238,6 +208,7 @@ class _Job:
             self.prepared, self.calibration, self.library, self.seed, self.progress
         )
         self.damage = Damage.of(self.prepared, search.held_out, self.task, self.seed)
+        self.distillation = Distillation(search, self.damage, self.goal, self.seed)
         if self.library is not None:
             self.journal = open_journal(
                 self.prepared, search.recovery.rows, self.library, self.seed
@@ -245,6 +216,7 @@ class _Job:
         search.evaluator = evaluator
         evaluator.journal = search.journal = self.journal
         search.screen, search.full = self.screen, self.wanted.full
+        search.predictor = self.learned
         search.deadline = search.recovery.deadline = self.deadline
         search.recovery.workers = self.wanted.workers
         asked = {*self.goal.columns, *self.goal.ceilings} - {column("quality")}
@@ -352,6 +324,21 @@ class _Job:
         self._phase("fitting the named ones again", len(found))
         return found
 
+    def _distilled(self, everything: list[Evaluated], chosen: Evaluated) -> Evaluated:
+        """What is best once finalists are trained as a whole; those join everything."""
+        must = set(self.forced.decisions)
+        try:
+            self.distillation.run(
+                [e for e in everything if must <= set(e.candidate.decisions)], chosen
+            )
+        except KeyboardInterrupt:
+            self.interrupted = True
+        if self.distillation.why_not:
+            self.notes.append(f"Not distilled: {self.distillation.why_not}")
+        everything += self.distillation.kept
+        self._phase("distilling finalists", len(self.distillation.rows))
+        return best_of([chosen, *self.distillation.kept], self.goal)
+
     def _left(self) -> float | None:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
@@ -389,6 +376,8 @@ class _Job:
         if search is not None and effort is not None:
             tried = [t for t in effort.tried if t.evaluated.weights is chosen.weights]
             found["recovery"] = effort.report(tried[0] if tried else None, self.wanted.max_drop)
+            if self.wanted.effort == "thorough":
+                found["recovery"]["distilled"] = self.distillation.to_dict(chosen)
         return found
 
     def _kinds(self, search: RecoverySearch | None, effort: Effort | None) -> Counter[str]:
@@ -397,4 +386,5 @@ class _Job:
         if effort is not None:
             kinds["looked up"] = effort.looked_up
             kinds += Counter(t.evaluated.evaluation for t in effort.tried)
+            kinds["distilled"] = len(self.distillation.rows)
         return kinds

@@ -8,8 +8,8 @@ for it, kernel by kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from onnxnas.cost import Cost, KernelCostModel, Kind
 from onnxnas.interactions import NETWORKS, ORDER, SHARE, Interactions, candidate_of
 from onnxnas.objectives import FIGURES
-from onnxnas.pass_contract import Pass
 from onnxnas.search import Move, Progress, Trial
 from onnxnas.sites import Candidate, SearchSpace, Site
 
@@ -63,6 +62,9 @@ class _Peak(Protocol):
     def __call__(self, count: int, genes: Sequence[Genes]) -> NDArray[np.float64]:
         """Bytes, (count,); genes of one site an entry."""
 
+    def scaled(self, factor: float) -> _Peak:
+        """All of it times a factor."""
+
 
 @dataclass(frozen=True)
 class CostTable:
@@ -91,9 +93,8 @@ class CostTable:
         cls,
         graph: Any,
         space: SearchSpace,
-        passes: Mapping[str, Pass],
+        view: Callable[[Candidate], Any],
         cost_model: KernelCostModel,
-        input_shapes: Mapping[str, tuple[int, ...]],
         progress: Progress | None = None,
         *,
         share: float = SHARE,
@@ -108,9 +109,8 @@ class CostTable:
         Args:
             graph: the normalised original; is not changed.
             space: its sites.
-            passes: by name.
+            view: a candidate's graph as the cost model sees it, see `Evaluator.view`.
             cost_model: of the target.
-            input_shapes: static shapes for costing.
             progress: called before each rewritten network.
             share: choices that change no kernel in common by more than this share of the
                 network are taken to add up.
@@ -121,9 +121,7 @@ class CostTable:
             SiteGone: never; such sets of choices are listed as `impossible`.
         """
         told = progress or (lambda *_: None)
-        found = Interactions(
-            graph, space, passes, cost_model, input_shapes, told, share, order, networks
-        ).find()
+        found = Interactions(graph, space, view, cost_model, told, share, order, networks).find()
         empty = np.sum(list(found.base.values()) or [np.zeros(4)], axis=0)
         shape = [len(site.choices) + 1 for site in space]
         sums: dict[tuple[int, ...], NDArray[np.float64]] = {(): empty}
@@ -174,6 +172,32 @@ class CostTable:
             peaks.append(cells[:, 1])
         peak = _AlonePeak(float(before[1]), tuple(peaks))
         return cls(space.sites, tuple(factors), baseline.cost.kind, peak)
+
+    def anchored(self, known: CostTable) -> CostTable:
+        """What single choices cost from another table, and beyond that this one, to its scale.
+
+        Args:
+            known: `additive`, of the same sites.
+        """
+        keep = np.zeros((1, len(self.sites)), np.intp)
+        (was,), (now,) = self.figures(keep), known.figures(keep)
+        scale = np.divide(now, was, out=np.ones_like(now), where=was > 0)
+        together = [
+            Factor(
+                f.sites,
+                f.cycles * scale[_CYCLES],
+                f.weight_bytes * scale[_WEIGHTS],
+                f.macs * scale[_MACS],
+            )
+            for f in self.factors
+            if len(f.sites) > 1
+        ]
+        return replace(
+            self,
+            factors=(*known.factors, *together),
+            kind=known.kind,
+            peak=self.peak.scaled(scale[_PEAK]),
+        )
 
     @property
     def live(self) -> Live | None:
@@ -273,8 +297,8 @@ def _merged(
 
 
 def _row(cost: Cost) -> NDArray[np.float64]:
-    """Cycles, peak, weights and MACs."""
-    weights = np.nan if cost.weight_bytes is None else cost.weight_bytes
+    """Cycles, peak, weights and MACs; weights that the target says nothing about are none."""
+    weights = cost.weight_bytes or 0
     return np.array([cost.cycles, cost.peak_activation_bytes, weights, cost.macs], np.float64)
 
 
@@ -291,6 +315,9 @@ class _AlonePeak:
             np.maximum(highest, peaks, out=highest)
             np.minimum(lowest, peaks, out=lowest)
         return np.where(highest > self.before, highest, lowest)
+
+    def scaled(self, factor: float) -> _AlonePeak:
+        return _AlonePeak(factor * self.before, tuple(factor * p for p in self.peaks))
 
 
 @dataclass(frozen=True)
@@ -350,3 +377,7 @@ class _LivePeak:
             alive += table.take(_index(genes, on, self.sizes), 0)
         peaks: NDArray[np.float64] = alive.max(axis=1, initial=0.0)
         return peaks
+
+    def scaled(self, factor: float) -> _LivePeak:
+        terms = tuple((on, factor * table) for on, table in self.terms)
+        return replace(self, base=factor * self.base, terms=terms)

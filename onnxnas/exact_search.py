@@ -59,7 +59,7 @@ class ExactSearch:
     Attributes:
         prepared: of the model.
         goal: what is wanted; damage has no part in it.
-        screen: rules out without a compile, where only latency counts.
+        screen: rules out without a compile.
         journal: of what was costed.
         forced: exact decisions that have to be made.
     """

@@ -72,7 +72,7 @@ def greedy(
     Args:
         evaluator: of the model and target.
         value: what to minimise; without, the cycles.
-        screen: asked first; what it rules out is not costed. Only for cycles.
+        screen: asked first; what it rules out is not costed.
         start: candidate to begin with, if it is better than the original.
         fixed: sites whose decisions in `start` stay as they are, whatever that costs.
         budget_s: stop starting new evaluations after this many seconds.
@@ -240,13 +240,23 @@ class _Greedy:
             reasons = [""] * len(views) if dominated is None else [*dominated(candidates, views)]
             left = [i for i, reason in enumerate(reasons) if not reason]
             if self.screen is not None and left:
-                predicted = self.screen.reasons(before, [views[i] for i in left])
+                predicted = self._hopeless(self.screen, before, [views[i] for i in left])
                 for i, reason in zip(left, predicted, strict=True):
                     reasons[i] = reason
             return reasons
 
         trials = self._cost([self._moved([m]) for m in moves], what, rule_out)
         return dict(zip(moves, trials, strict=True))
+
+    def _hopeless(self, screen: Screen, before: Any, views: Sequence[Any]) -> list[str]:
+        """Why networks are predicted not to beat the current one."""
+        if self.only_cycles:
+            return screen.reasons(before, views)
+        if self.current.cost is None:
+            return [""] * len(views)
+        return screen.hopeless(
+            before, views, self.current.cost, lambda cost: self.value(Trial(Candidate(), cost))
+        )
 
     def _cost(
         self, candidates: Sequence[Candidate], what: str, rule_out: RuleOut | None = None

@@ -11,7 +11,7 @@ other: its terms with single ones are read off networks of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -20,8 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxnas.cost import KernelCostModel, SeenKernel
-from onnxnas.materialize import apply_candidate
-from onnxnas.pass_contract import Pass
 from onnxnas.rewriter import SiteGone
 from onnxnas.search import Progress
 from onnxnas.sites import Candidate, SearchSpace
@@ -51,6 +49,10 @@ class Interactions:
     """Terms of the costs of a network's kernels.
 
     Attributes:
+        graph: of the original.
+        space: the choices that are looked at.
+        view: a candidate's graph as the cost model sees it; may hold decisions that stand in any
+            case, and then so does the network as it is. Raises SiteGone.
         share: see `SHARE`; 0 for all terms there are.
         order: see `ORDER`.
         networks: see `NETWORKS`; what each choice does alone is always looked at.
@@ -63,9 +65,8 @@ class Interactions:
 
     graph: Any
     space: SearchSpace
-    passes: Mapping[str, Pass]
+    view: Callable[[Candidate], Any]
     cost_model: KernelCostModel
-    input_shapes: Mapping[str, tuple[int, ...]]
     progress: Progress
     share: float = SHARE
     order: int = ORDER
@@ -346,12 +347,9 @@ class Interactions:
             if term in self._values:
                 continue
             try:
-                applied = apply_candidate(
-                    self.graph, self.space, candidate_of(self.space, term), self.passes
-                )
+                view = self.view(candidate_of(self.space, term))
             except SiteGone:
                 continue
-            view = applied.view(self.input_shapes)
             new[term] = {k.output: k for k in self.cost_model.see([view])[0]}
             self.looked += 1
         self.progress(what, len(terms), len(terms))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxnas.cost import Cost
+from onnxnas.cost import Cost, KernelCostModel
 from onnxnas.cost_table import CostTable
 from onnxnas.divergence import Divergence
 from onnxnas.front_point import Evaluation
@@ -44,6 +44,10 @@ from onnxnas.sites import Candidate, SearchSpace
 
 _ALONE_SHARE = 0.6
 """Of the time there is for fitting choices alone; the rest is for judging and combining them."""
+_TABLE_SHARE = 0.2
+"""Of the time there is after that for finding out how choices change each other's cost."""
+_NETWORKS = 500
+"""Rewritten networks that are looked at for that, at most."""
 LATE = "not judged before the time was up"
 _NOT_COSTED = "not costed before the time was up"
 _CYCLES, _DAMAGE = column("latency"), column("quality")
@@ -99,6 +103,7 @@ class RecoverySearch:
         rejected: why the others are out.
         alone: what each choice costs alone beside `base`.
         deadline: by `time.monotonic`; nothing is started after it.
+        predictor: what was learned about the target; says what choices do to each other.
         screen: predicts single choices, so that the target's backend is not asked about each.
         journal: what was judged in an earlier run that was cut short; takes down what is new.
         axes: columns of `FIGURES`, at least one of which a choice has to lower.
@@ -116,6 +121,7 @@ class RecoverySearch:
     rejected: dict[Move, str] = field(default_factory=dict)
     alone: dict[Move, Trial] = field(default_factory=dict)
     deadline: float | None = None
+    predictor: KernelCostModel | None = None
     screen: Screen | None = None
     journal: Journal | None = None
     axes: tuple[int, ...] = (_CYCLES,)
@@ -208,9 +214,7 @@ class RecoverySearch:
 
     def _alone(self, moves: Sequence[Move]) -> tuple[dict[Move, Fitted], dict[Move, str]]:
         """Fit choices in a share of the time that is left."""
-        if self.deadline is not None:
-            now = time.monotonic()
-            self.recovery.deadline = now + _ALONE_SHARE * (self.deadline - now)
+        self.recovery.deadline = _share_of(self.deadline, _ALONE_SHARE)
         try:
             with suppress(OutOfTime):
                 self.recovery.ahead(moves)
@@ -262,8 +266,7 @@ class RecoverySearch:
             costs = self.screen.costs(self.start.cost, before, list(views.values()))
             known = {c: Trial(c, cost) for c, cost in zip(views, costs, strict=True) if cost}
         self.evaluator.counts["predicted"] += len(known)
-        asked = [c for c in candidates if c not in known]
-        rest = iter(self.evaluator.evaluate(asked, known=views))
+        rest = iter(self.evaluator.evaluate([c for c in candidates if c not in known], known=views))
         return [known[c] if c in known else next(rest) for c in candidates]
 
     def _undominated(self, savings: Mapping[Move, float]) -> dict[Move, float]:
@@ -290,7 +293,7 @@ class RecoverySearch:
         return self.deadline is not None and time.monotonic() > self.deadline
 
     def problem(self, goal: Goal) -> Problem:
-        """The search for combinations of what is worth it, in sums of what was found alone."""
+        """The search for combinations of what is worth it; harms are taken to add up."""
         alone = {m: self.alone[m] for m in self.singles}
         sites = (
             replace(s, choices=tuple(c for c in s.choices if (s.id, c.label) in alone))
@@ -301,14 +304,32 @@ class RecoverySearch:
             m: max(0.0, s.divergence.value) / self.factors.get(m, 1.0)
             for m, s in self.singles.items()
         }
-        table = CostTable.additive(
-            space, _weighed(self.start), {m: _weighed(t) for m, t in alone.items()}
-        )
-        problem = Problem.of(table, damage, goal)
+        problem = Problem.of(self._table(space, alone), damage, goal)
         forced = {site_id for site_id, _ in self.forced.decisions}
         keep = [np.inf if site.id in forced else 0.0 for site in space]
         columns = zip(problem.damage, keep, strict=True)
         return replace(problem, damage=tuple(np.array([k, *d[1:]]) for d, k in columns))
+
+    def _table(self, space: SearchSpace, alone: Mapping[Move, Trial]) -> CostTable:
+        """Costs alone add up; how choices change each other's is predicted, if anything is."""
+        added_up = CostTable.additive(space, self.start, alone)
+        if self.predictor is None:
+            return added_up
+        late = _share_of(self.deadline, _TABLE_SHARE)
+
+        def view(candidate: Candidate) -> Any:
+            if late is not None and time.monotonic() > late:
+                raise OutOfTime
+            return self.evaluator.view(self.beside(candidate))
+
+        def tell(what: str, done: int, total: int) -> None:
+            self.progress(f"what choices do to each other's costs: {what}", done, total)
+
+        with suppress(OutOfTime):
+            return CostTable.build(
+                self.evaluator.graph, space, view, self.predictor, tell, networks=_NETWORKS
+            ).anchored(added_up)
+        return added_up
 
     def solve(self, goal: float) -> Candidate | None:
         """The choices with the least summed divergence that save a share of the cycles."""
@@ -373,18 +394,7 @@ class RecoverySearch:
         return self.evaluator.cost_model.cost(view)
 
 
-def _weighed(trial: Trial) -> Trial:
-    """With a figure for weights where the target says nothing about them: they do not count."""
-    if trial.cost is None or trial.cost.weight_bytes is not None:
-        return trial
-    return replace(trial, cost=replace(trial.cost, weight_bytes=0))
-
-
-def exclusive_moves(space: SearchSpace, moves: Sequence[Move]) -> list[frozenset[Move]]:
-    """Sets of moves of which at most one can be made: of one site, or of a claim."""
-    by_claim: dict[str, set[Move]] = {}
-    for move in moves:
-        site = space.site(move[0])
-        for claim in (f"site:{site.id}", *site.claims):
-            by_claim.setdefault(claim, set()).add(move)
-    return list({frozenset(found) for found in by_claim.values() if len(found) > 1})
+def _share_of(deadline: float | None, share: float) -> float | None:
+    """The moment when a share of the time until a deadline is over."""
+    now = time.monotonic()
+    return None if deadline is None else now + share * (deadline - now)

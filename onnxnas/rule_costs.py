@@ -6,7 +6,7 @@ never fitted, so where such a choice changes the outputs the figure is an upper 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,6 @@ from onnxnas.cost import CostModel
 from onnxnas.errors import UnsupportedError, UsageError
 from onnxnas.ops import require_shapes
 from onnxnas.prepare import Prepared
-from onnxnas.recovery_search import exclusive_moves
 from onnxnas.roundtrip import silenced
 from onnxnas.rules import Move, Note, Ruled
 from onnxnas.search import AT_ONCE, Evaluator, Progress
@@ -171,7 +170,7 @@ def _most_saved(
         return 0.0
     rows = [[losses.get(m, 0.0) for m in moves]]
     upper = [max(0.0, budget, sum(losses.get(m, 0.0) for m in forced)) + 1e-12]
-    for clique in exclusive_moves(space, moves):
+    for clique in _exclusive_moves(space, moves):
         rows.append([float(m in clique) for m in moves])
         upper.append(1.0)
     least = np.array([float(m in forced) for m in moves])
@@ -183,3 +182,13 @@ def _most_saved(
             bounds=Bounds(least, 1),
         )
     return None if solution.x is None else -float(solution.fun)
+
+
+def _exclusive_moves(space: SearchSpace, moves: Sequence[Move]) -> list[frozenset[Move]]:
+    """Sets of moves of which at most one can be made: of one site, or of a claim."""
+    by_claim: dict[str, set[Move]] = {}
+    for move in moves:
+        site = space.site(move[0])
+        for claim in (f"site:{site.id}", *site.claims):
+            by_claim.setdefault(claim, set()).add(move)
+    return list({frozenset(found) for found in by_claim.values() if len(found) > 1})

@@ -7,12 +7,15 @@ that differ count, each with the interval of its own prediction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxnas.cost import Cost, CostModel
 from onnxnas.search import MIN_GAIN
+
+_SURE = 0.95
+"""Of a predicted peak, or predicted weights, that the backend hardly goes below."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,24 @@ class Screen:
         """
         return [reason for reason, _ in self.predicted(before, views)]
 
+    def hopeless(
+        self, before: Any, views: Sequence[Any], start: Cost, value: Callable[[Cost], float]
+    ) -> list[str]:
+        """Why each network cannot have less of any value by `MIN_GAIN`; empty where it may.
+
+        Args:
+            before: static view of the network to beat.
+            views: of the others.
+            start: what the backend says of `before`.
+            value: what is to be small.
+        """
+        old, *new = self.predictor.cost_many([before, *views])
+        reasons = []
+        for cost in new:
+            pays = value(_at_best(old, cost, start)) < (1 - MIN_GAIN) * value(start)
+            reasons.append("" if pays else f"predicted not to pay: {_changes(old, cost)}")
+        return reasons
+
     def predicted(self, before: Any, views: Sequence[Any]) -> list[tuple[str, Cost]]:
         """The same with the predicted costs."""
         old, *new = self.predictor.cost_many([before, *views])
@@ -54,7 +75,7 @@ class Screen:
 
         Args:
             start: what the backend says of `before`; predictions are scaled to it, so that
-                differences can be read off.
+                differences can be read off, and peaks said of the same memories.
             before: static view of the network that was rewritten.
             views: of the others.
 
@@ -64,15 +85,63 @@ class Screen:
         """
         old, *new = self.predictor.cost_many([before, *views])
         known = {node.op for node in before.nodes}
-        scale = start.cycles / old.cycles if old.cycles else 1.0
         found: list[Cost | None] = []
         for view, cost in zip(views, new, strict=True):
             if {node.op for node in view.nodes} - known or doubt(old, cost) == float("inf"):
                 found.append(None)
             else:
-                cycles, seconds = scale * cost.cycles, scale * cost.seconds
-                found.append(replace(cost, cycles=cycles, seconds=seconds))
+                found.append(_scaled(cost, old, start))
         return found
+
+
+def _scaled(cost: Cost, old: Cost, start: Cost) -> Cost:
+    """A predicted cost times what the backend says of another network over its prediction."""
+
+    def scale(before: float | None, after: float | None) -> float:
+        return after / before if before and after else 1.0
+
+    cycles = scale(old.cycles, start.cycles)
+    peak = scale(old.peak_activation_bytes, start.peak_activation_bytes)
+    weights = scale(old.weight_bytes, start.weight_bytes)
+    stored = cost.weight_bytes
+    return replace(
+        cost,
+        cycles=cycles * cost.cycles,
+        seconds=cycles * cost.seconds,
+        peak_bytes={name: round(peak * size) for name, size in cost.peak_bytes.items()},
+        weight_bytes=None if stored is None else round(weights * stored),
+    )
+
+
+def _at_best(old: Cost, new: Cost, start: Cost) -> Cost:
+    """What the backend may say of a network at best, every figure apart.
+
+    Args:
+        old, new: predicted costs of two networks.
+        start: what the backend says of the first.
+    """
+    scaled = _scaled(new, old, start)
+    scale = start.cycles / old.cycles if old.cycles else 1.0
+    least = _SURE if new.peak_activation_bytes != old.peak_activation_bytes else 1.0
+    stored, lighter = scaled.weight_bytes, _SURE if new.weight_bytes != old.weight_bytes else 1.0
+    return replace(
+        scaled,
+        cycles=scaled.cycles - scale * doubt(old, new),
+        peak_bytes={name: round(least * size) for name, size in scaled.peak_bytes.items()},
+        weight_bytes=None if stored is None else round(lighter * stored),
+    )
+
+
+def _changes(old: Cost, new: Cost) -> str:
+    """What is predicted to change, in words."""
+    pairs = (
+        ("cycles", old.cycles, new.cycles),
+        ("peak memory", old.peak_activation_bytes, new.peak_activation_bytes),
+        ("weights", old.weight_bytes or 0, new.weight_bytes or 0),
+        ("MACs", old.macs, new.macs),
+    )
+    told = [f"{name} {after / was - 1:+.1%}" for name, was, after in pairs if was and after != was]
+    return f"{', '.join(told) or 'nothing changes'}: not compiled"
 
 
 def _reason(old: Cost, new: Cost) -> str:

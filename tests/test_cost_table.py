@@ -18,14 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_cnn import random_cnn
 
-from onnxnas.cost import KernelCostModel
+from onnxnas.cost import Cost, KernelCostModel
 from onnxnas.cost_table import CostTable
 from onnxnas.graph import static_view
 from onnxnas.materialize import apply_candidate
 from onnxnas.plugins import load_predictor
 from onnxnas.prepare import Prepared, prepare
 from onnxnas.rewriter import SiteGone
-from onnxnas.search import Evaluator
+from onnxnas.search import Evaluator, Trial
 from onnxnas.sites import Candidate, SearchSpace
 
 TARGET = "ethos-u55-128"
@@ -52,14 +52,9 @@ def ready(model: onnx.ModelProto | Path, sites: Iterable[int] | None = None) -> 
 
 
 def build(prepared: Prepared, **options: Any) -> CostTable:
-    return CostTable.build(
-        prepared.graph,
-        prepared.space,
-        prepared.passes,
-        predictor(),
-        prepared.input_shapes,
-        **options,
-    )
+    p = prepared
+    view = Evaluator(p.graph, p.space, p.passes, predictor(), p.input_shapes).view
+    return CostTable.build(p.graph, p.space, view, predictor(), **options)
 
 
 def fresh(prepared: Prepared, candidate: Candidate) -> tuple[float, float, float, float]:
@@ -197,6 +192,40 @@ def test_an_additive_table_adds_what_single_choices_change() -> None:
     assert found[1, 1] == 1024
     assert np.isinf(found[2, 0])
     assert (table.kind, len(table.factors)) == ("estimate", 1 + len(prepared.space))
+
+
+def test_single_costs_may_come_from_elsewhere() -> None:
+    """A compiler that says twice what is predicted, and a little more of one choice."""
+    b = models.ModelBuilder([1, 8, 12, 12])
+    prepared = prepare(b.build(b.ibn(b.x, 8, 96, 8)), TARGET, passes=GROUPS_AND_WIDTHS)
+    table = build(prepared)
+    assert any(len(f.sites) > 1 and f.cycles.any() for f in table.factors)
+    keep = np.zeros((1, len(table.sites)), np.intp)
+    trials: dict[Any, Trial] = {}
+    for i, site in enumerate(table.sites):
+        for k, choice in enumerate(site.choices, start=1):
+            row = keep.copy()
+            row[0, i] = k
+            trials[site.id, choice.label] = twice(table.figures(row)[0])
+    first = trials[next(iter(trials))]
+    assert first.cost is not None
+    trials[next(iter(trials))] = replace(first, cost=replace(first.cost, cycles=first.cycles + 7))
+    before = twice(table.figures(keep)[0])
+    found = table.anchored(CostTable.additive(prepared.space, before, trials))
+    genes = table.genes(possible(prepared.space, table))
+    wanted = table.figures(genes) * [2, 2, 2, 1, 0]
+    wanted[:, 0] += 7 * (genes[:, 0] == 1)
+    np.testing.assert_allclose(found.figures(genes), wanted, rtol=2e-4)
+    assert found.kind == "estimate"
+    assert found.live is not None
+
+
+def twice(row: Any) -> Trial:
+    """A compiled network of twice these cycles, bytes of memory and bytes of weights."""
+    cycles, peak, weights, macs, _ = (float(figure) for figure in row)
+    sizes = {"sram": round(2 * peak)}
+    cost = Cost(TARGET, "estimate", 2 * cycles, 1.0, round(macs), sizes, round(2 * weights), ())
+    return Trial(Candidate(), cost)
 
 
 def test_a_space_without_sites_costs_what_the_network_costs() -> None:
