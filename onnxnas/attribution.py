@@ -78,10 +78,10 @@ def attribute(
         parts.append((f"{kind} alone", _of(candidate, kind, True), alone, "single-shot"))
     for kind in kinds if len(kinds) > 2 else ():  # all but one of two is the other one alone
         parts.append((f"all but {kind}", _of(candidate, kind, False), alone, "single-shot"))
-    together = bool(written) and fitted == "multishot"
+    together = bool(written) and fitted != "single-shot"
     if together:
         parts.append((ALL, candidate, alone, "single-shot"))
-    how: Evaluation = "multishot" if together else "single-shot"
+    how: Evaluation = fitted if together else "single-shot"
     parts.append((AS_WRITTEN, candidate, written, how))
     rows = []
     for i, (label, part, weights, came) in enumerate(parts):

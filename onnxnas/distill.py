@@ -25,6 +25,7 @@ from onnxnas.errors import InfeasibleError, UnsupportedError, UsageError
 from onnxnas.fit_rows import FitRows, runner
 from onnxnas.graph import from_model, infer_shapes, static_view, to_model
 from onnxnas.held_out import HeldOut
+from onnxnas.materialize import put_values
 from onnxnas.resized import in_words
 from onnxnas.torch_network import TorchNetwork
 
@@ -108,7 +109,6 @@ def distill(
         UnsupportedError: gradients cannot go through an operator.
         InfeasibleError: the result is not nearer to the original than it was.
     """
-    torch = _torch()
     if resized := in_words(changed):
         raise UsageError(
             f"The result cannot be distilled: its sizes are not the original's ({resized}); "
@@ -125,19 +125,19 @@ def distill(
             f"The result has no tensor {missing[0]!r}, by which it is to be compared: distill what "
             "onnxnas made of this original."
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    shapes = {name: tuple(value.shape) for name, value in next(iter(rows.fitted(1))).items()}
-    views = [static_view(g, shapes) for g in (graph, result)]
-    pair = _Pair(
-        torch, device, TorchNetwork(views[0], device), TorchNetwork(views[1], device), judge.judged
-    )
-    for network, whole in ((pair.teacher, graph), (pair.student, result)):
-        _check(pair, network, whole, rows)
     deadline = None if budget_s is None else time.monotonic() + budget_s
-    weights, made = _train(pair, rows, steps, rate, deadline, seed, progress or (lambda *_: None))
-    for name, values in weights.items():
-        tensor = result.tensors()[name]
-        tensor.values = values.astype(tensor.dtype)
+    trained = train(
+        graph,
+        result,
+        rows,
+        judge.judged,
+        steps,
+        rate,
+        deadline,
+        seed,
+        progress or (lambda *_: None),
+    )
+    put_values(result, trained.values)
     before = judge.divergence_of(from_model(changed))
     after = judge.divergence_of(result)
     measure = " and ".join(sorted({j.measure for j in judge.judged}))
@@ -146,7 +146,57 @@ def distill(
             f"Distillation gained nothing: {measure} {before.value:.4f} -> {after.value:.4f} on "
             f"{len(before.rows)} rows that it did not see; nothing was written."
         )
-    return Distilled(to_model(result, changed), measure, before, after, made, device)
+    return Distilled(
+        to_model(result, changed), measure, before, after, trained.steps, trained.device
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Weights that were trained.
+
+    Attributes:
+        values: by the name of the constant.
+        steps: how many were made.
+        device: that they were made on.
+    """
+
+    values: Mapping[str, NDArray[Any]]
+    steps: int
+    device: str
+
+
+def train(
+    original: Any,
+    changed: Any,
+    rows: FitRows,
+    judged: Sequence[Judged],
+    steps: int,
+    rate: float,
+    deadline: float | None,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> Trained:
+    """Weights of a changed graph with which it is nearest to the original on rows to tune by.
+
+    Args:
+        original, changed: `gs.Graph`; are not changed.
+        judged: tensors that are compared, of both.
+        deadline: by `time.monotonic`; no step is begun after it.
+
+    Raises:
+        UsageError: PyTorch is not installed.
+        UnsupportedError: gradients cannot go through an operator.
+    """
+    torch = _torch()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shapes = {name: tuple(value.shape) for name, value in next(iter(rows.fitted(1))).items()}
+    teacher, student = (TorchNetwork(static_view(g, shapes), device) for g in (original, changed))
+    pair = _Pair(torch, device, teacher, student, judged)
+    for network, whole in ((teacher, original), (student, changed)):
+        _check(pair, network, whole, rows)
+    weights, made = _train(pair, rows, steps, rate, deadline, seed, progress)
+    return Trained(weights, made, device)
 
 
 def _torch() -> Any:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from onnxnas.calibration import Calibration
+from onnxnas.distilled import trained_weights
 from onnxnas.errors import UsageError
 from onnxnas.fit_rows import FitRows
 from onnxnas.held_out import HeldOut
@@ -56,10 +57,11 @@ def fit_again(
     """The weights of a candidate that was found before; from the library where it has them.
 
     Args:
-        fitted: ``alone`` or ``in order``, see `onnxnas.recipe.Recipe.fitted`.
+        fitted: ``alone``, ``in order`` or ``distilled``, see `onnxnas.recipe.Recipe.fitted`.
 
     Raises:
-        UsageError: weights are to be fitted and there is too little data, or they cannot be.
+        UsageError: weights are to be fitted and there is too little data, or they cannot be; or
+            they were distilled, and PyTorch is not installed.
     """
     decided = prepared.space.decided(candidate)
     moves = [(s.id, c.label) for s, c in decided if c.exactness != "exact"]
@@ -68,11 +70,15 @@ def fit_again(
     if calibration is None:
         raise UsageError("Weights of this recipe are fitted on inputs: give --calibration.")
     report = progress or (lambda *_: None)
-    recovery = recovery_search(prepared, calibration, library, seed, report).recovery
+    search = recovery_search(prepared, calibration, library, seed, report)
+    recovery = search.recovery
     found, refused = recovery.alone(moves) if fitted == "alone" else recovery.in_order(candidate)
     for (site_id, label), reason in refused.items():
         raise UsageError(f"The weights of {site_id}={label} cannot be fitted: {reason}.")
-    return values_only(found)
+    weights: Weights = values_only(found)
+    if fitted == "distilled":
+        weights, _, _ = trained_weights(search, candidate, weights, seed)
+    return weights
 
 
 def recovery_search(

@@ -14,9 +14,9 @@ from onnxnas.sites import Candidate
 _TWO_SIDED_95 = 1.959964
 """Standard errors to either side of a mean that a 95 % interval reaches (normal distribution)."""
 
-Evaluation = Literal["original", "zero-shot", "single-shot", "multishot"]
+Evaluation = Literal["original", "zero-shot", "single-shot", "multishot", "distilled"]
 """zero-shot: from tables, no network was built; single-shot: weights of the library as they were;
-multishot: its weights were fitted together."""
+multishot: its weights were fitted together; distilled: and then trained as a whole."""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ class HeldOut:
 
     def _border(self, student: Applied, names: Sequence[str]) -> frozenset[str]:
         """Tensors of the original from which a candidate's changed part is computed."""
+        if student.trained:
+            return frozenset()
         changed = dependents(student.graph, student.provenance)
         read = {
             tensor.name

@@ -16,7 +16,12 @@ from onnxnas.roundtrip import copy_graph
 from onnxnas.sites import Candidate, SearchSpace
 
 Weights = Mapping[tuple[str, str], Mapping[str, NDArray[Any]]]
-"""(site id, choice label) -> what was fitted for it; choices without an entry get stand-ins."""
+"""(site id, choice label) -> what was fitted for it; choices without an entry get stand-ins.
+
+Under `TRAINED`: constants of the rewritten graph, by name, that were trained after all rewrites.
+"""
+
+TRAINED = ("", "trained")
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,14 @@ class Applied:
         adapters: tensors that only resize an input or an output: what is costed and delivered
             goes without, and has inputs and outputs of other sizes. The graph itself always has
             the original's, so that it can be fitted and judged on the user's data.
+        trained: weights were trained as a whole: those no rewrite touched differ too.
     """
 
     graph: Any
     provenance: Mapping[str, str]
     replaced: Mapping[str, str] = field(default_factory=dict)
     adapters: frozenset[str] = frozenset()
+    trained: bool = False
 
     def stands_for(self, tensor: str) -> str:
         """The tensor that is read where the original has this one."""
@@ -145,7 +152,16 @@ def apply_candidate(
         before = site.pass_name
     if before is not None:
         _tidy(result, shapes)
-    return Applied(result, provenance, replaced, frozenset(adapters))
+    trained = (weights or {}).get(TRAINED, {})
+    put_values(result, trained)
+    return Applied(result, provenance, replaced, frozenset(adapters), bool(trained))
+
+
+def put_values(graph: Any, values: Mapping[str, NDArray[Any]]) -> None:
+    """Give constants of a graph other values, in place."""
+    tensors = graph.tensors() if values else {}
+    for name, new in values.items():
+        tensors[name].values = new.astype(tensors[name].dtype)
 
 
 def _tidy(graph: Any, shapes: bool = True) -> None:

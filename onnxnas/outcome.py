@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,10 @@ from onnxnas.damage import damage_of
 from onnxnas.errors import InfeasibleError, UsageError
 from onnxnas.front import named, pareto
 from onnxnas.front_point import Evaluation, FrontPoint, Loss
-from onnxnas.materialize import Weights
+from onnxnas.materialize import TRAINED, Weights
 from onnxnas.objectives import FIGURES, METRICS, Goal, Limit, column
-from onnxnas.search import figures_of
+from onnxnas.recovery_search import RecoverySearch
+from onnxnas.search import LedgerRow, Trial, figures_of
 from onnxnas.sites import Candidate
 
 OPTIONS = {metric: f"--max-{metric}" for metric in METRICS} | {"quality": "--max-drop"}
@@ -45,12 +47,41 @@ class Evaluated:
     @property
     def fitted(self) -> str:
         """How its weights were, see `onnxnas.recipe.Recipe.fitted`."""
+        if TRAINED in self.weights:
+            return "distilled"
         return "alone" if self.weights and self.evaluation == "single-shot" else "in order"
 
     @property
     def figures(self) -> tuple[float, ...]:
         """A row of `FIGURES`."""
         return figures_of(self.cost, damage_of(self.losses))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What to make of a model.
+
+    Attributes:
+        best: the decisions, their weights and figures.
+        original: cost of the unchanged model.
+        ledger: one row per site and choice.
+        trials: every candidate that was costed.
+        search: for the report.
+        notes: warnings for people.
+        front: networks that could be had instead, the chosen one among them.
+        named: those of the front that have a name.
+        recovery: of the fitted choices; None where nothing was fitted.
+    """
+
+    best: Evaluated
+    original: Cost
+    ledger: tuple[LedgerRow, ...]
+    trials: tuple[Trial, ...]
+    search: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
+    named: Mapping[str, Evaluated] = field(default_factory=dict)
+    recovery: RecoverySearch | None = None
 
 
 def goal_of(

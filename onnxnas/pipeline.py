@@ -15,7 +15,7 @@ from typing import Any
 
 from onnxnas.attribution import Contribution, attribute
 from onnxnas.calibration import Calibration
-from onnxnas.choose import Chosen, choose
+from onnxnas.choose import choose
 from onnxnas.damage import Damage
 from onnxnas.efforts import EFFORTS, EffortName
 from onnxnas.errors import UsageError, unknown_name
@@ -23,6 +23,7 @@ from onnxnas.evaluate import checked, refuse_shared_rows
 from onnxnas.finishing import export, finish
 from onnxnas.fitting import fit_again
 from onnxnas.objectives import Limit, column
+from onnxnas.outcome import Chosen
 from onnxnas.prepare import DEFAULT_TARGET, Network, Prepared, measure, prepare
 from onnxnas.quality import Task
 from onnxnas.recipe import Recipe, read_recipe

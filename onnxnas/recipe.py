@@ -44,7 +44,8 @@ class Recipe:
         tool: name and version of the tool that wrote it.
         model_sha256: of the model file it was made for; another model is allowed.
         fingerprints: of each decision's place, site id -> what it looks like; for another model.
-        fitted: how weights were: each decision ``alone``, or ``in order``, behind those before.
+        fitted: how weights were: each decision ``alone``, or ``in order``, behind those before, or
+            ``distilled``: in order, and then all weights of the network trained.
         input_resize: the result has inputs and outputs of other sizes than the original's.
     """
 

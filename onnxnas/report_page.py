@@ -220,7 +220,34 @@ def _fitted_weights(recovery: Mapping[str, Any] | None) -> Iterator[Block]:
         for f in recovery["finalists"]
     ]
     yield _table(("cycles", "divergence", "agreement", "drop", ""), rows)
+    yield from _distilled(recovery.get("distilled"))
     yield from _zero_shot(recovery.get("zero_shot"))
+
+
+def _distilled(found: Mapping[str, Any] | None) -> Iterator[Block]:
+    """What training whole finalists gained."""
+    if found is None:
+        return
+    yield Heading("Distilled finalists")
+    if "unavailable" in found:
+        yield Text(f"None: {found['reason']}.")
+        return
+    yield Text(
+        "All weights trained towards the original's answers; what is no nearer to them on rows "
+        f"that training did not see is not kept. Divergence is {found['measure']}."
+        + (f" Then it ended: {found['ended']}." if found["ended"] else "")
+    )
+    rows = [
+        (
+            "the result" if n["chosen"] else "kept" if n["kept"] else "not kept",
+            f"{n['before']['divergence']:.4f} +- {n['before']['divergence_standard_error']:.4f}",
+            f"{n['after']['divergence']:.4f} +- {n['after']['divergence_standard_error']:.4f}",
+            f"{n['steps']} on {n['device']}",
+            f"`{n['candidate']}`",
+        )
+        for n in found["networks"]
+    ]
+    yield _table(("", "before", "after", "steps", "network"), rows)
 
 
 def _zero_shot(found: Mapping[str, Any] | None) -> Iterator[Block]:

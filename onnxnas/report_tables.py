@@ -203,6 +203,7 @@ _HOW = {
     "zero-shot": "not made: sums of single choices",
     "single-shot": "fitted one by one",
     "multishot": "fitted together",
+    "distilled": "fitted together, then trained",
 }
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = """
 7 __init__ __main__ cli rewrite_cli refine_cli options search_options console import_cli target_cli
 6 strategy_checks pipeline finishing choose exact_search fitting efforts outcome damage ledger
-6 wanted plan result testing
+6 distilled wanted plan result testing
 6 report report_page report_tables page front_picture curve_picture
 5 prepare search screening greedy cost_table interactions materialize verify evaluate quality
 5 metrics front_point rules rule_file rule_costs recipe transfer attribution
