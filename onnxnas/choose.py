@@ -165,7 +165,7 @@ class _Job:
         """What was learned about the target, where it can be used."""
         model, most = self.prepared.cost_model, self.wanted.max_uncovered
         if original.kind == "predicted":
-            refuse_uncovered(original, MAX_UNCOVERED if most is None else most)
+            refuse_uncovered(original, model.target, MAX_UNCOVERED if most is None else most)
         try:
             learned = model.predictor()
             if learned is None or learned is model:
@@ -175,7 +175,7 @@ class _Job:
             self.notes.append(f"Every choice is compiled, none is predicted: {error}")
             return None
         if most is not None:
-            refuse_uncovered(predicted, most)
+            refuse_uncovered(predicted, model.target, most)
         return learned
 
     def _exact_of(self, candidate: Candidate) -> Candidate:

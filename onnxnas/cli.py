@@ -102,7 +102,7 @@ def predict(
         )
     if "-" not in (csv, json_to):
         console.show_network(prepared, network)
-    refuse_uncovered(network.cost, limit)
+    refuse_uncovered(network.cost, prepared.cost_model.target, limit)
 
 
 @app.command()

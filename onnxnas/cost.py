@@ -150,11 +150,12 @@ MAX_UNCOVERED = 0.1
 """Share of a network's kernels that a prediction may know nothing about, unless one says else."""
 
 
-def refuse_uncovered(cost: Cost, limit: float = MAX_UNCOVERED) -> None:
+def refuse_uncovered(cost: Cost, target: Target, limit: float = MAX_UNCOVERED) -> None:
     """Refuse a prediction that rests on guesses; figures of other kinds are never refused.
 
     Args:
         cost: of a network.
+        target: whose cost it is.
         limit: largest `Cost.uncovered_share`.
 
     Raises:
@@ -167,10 +168,20 @@ def refuse_uncovered(cost: Cost, limit: float = MAX_UNCOVERED) -> None:
     raise CoverageError(
         f"{len(found)} of {len(cost.kernels)} kernels ({cost.uncovered_share:.0%}, allowed are "
         f"{limit:.0%}) lie outside what the cost model of {cost.target} was trained on, first of "
-        f"all {worst}: train it on networks like this one with 'onnxnas target measure "
-        f"{cost.target} --like MODEL' and 'onnxnas target train {cost.target}', or allow more "
-        "with --max-uncovered."
+        f"all {worst}: train it on networks like this one with {_trained_by(target)}, or allow "
+        "more with --max-uncovered."
     )
+
+
+def _trained_by(target: Target) -> str:
+    """The commands that train a target on a network of the user's."""
+    name, like = target.name, "--like MODEL"
+    if target.backend == "onnxruntime":  # this machine's own processor
+        int8 = " --int8" if "int8" in target.config.get("precision", "") else ""
+        return f"'onnxnas target cpu {name}.json{int8} {like}'"
+    if target.backend == "csv":  # times that the user brings
+        return f"'onnxnas target plan FOLDER {like}' and 'onnxnas target import'"
+    return f"'onnxnas target measure {name} {like}' and 'onnxnas target train {name}'"
 
 
 class CostModel(ABC):

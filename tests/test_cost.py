@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from fakes import TARGET
 
 from onnxnas.cost import MAX_UNCOVERED, Cost, KernelCost, Kind, refuse_uncovered
 from onnxnas.errors import CoverageError
@@ -31,7 +34,7 @@ def test_kernels_without_a_figure_and_those_outside_the_data_are_not_covered() -
 
 def test_too_little_coverage_is_refused_and_the_worst_kernels_named() -> None:
     with pytest.raises(CoverageError) as refusal:
-        refuse_uncovered(cost())
+        refuse_uncovered(cost(), TARGET)
     assert refusal.value.exit_code == 6
     text = str(refusal.value)
     assert "2 of 10 kernels (20%, allowed are 10%)" in text
@@ -39,9 +42,25 @@ def test_too_little_coverage_is_refused_and_the_worst_kernels_named() -> None:
     assert "target measure toy --like MODEL" in text
 
 
+@pytest.mark.parametrize(
+    ("backend", "precision", "said"),
+    [
+        ("onnxruntime", "float32", "with 'onnxnas target cpu toy.json --like MODEL', or"),
+        ("onnxruntime", "int8 (QDQ)", "'onnxnas target cpu toy.json --int8 --like MODEL'"),
+        ("csv", "", "'onnxnas target plan FOLDER --like MODEL' and 'onnxnas target import'"),
+        ("vela", "", "'onnxnas target measure toy --like MODEL' and 'onnxnas target train toy'"),
+    ],
+)
+def test_how_to_train_it_depends_on_the_target(backend: str, precision: str, said: str) -> None:
+    target = replace(TARGET, backend=backend, config={"precision": precision})
+    with pytest.raises(CoverageError) as refusal:
+        refuse_uncovered(cost(), target)
+    assert said in str(refusal.value)
+
+
 def refused(found: Cost, limit: float = MAX_UNCOVERED) -> bool:
     try:
-        refuse_uncovered(found, limit)
+        refuse_uncovered(found, TARGET, limit)
     except CoverageError:
         return True
     return False
