@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -38,11 +39,13 @@ class Harvest:
         measured: networks that were costed now.
         known: networks whose file was there already.
         failed: network and reason, for those the backend refused.
+        left: networks that there was no time for.
     """
 
     measured: int
     known: int
     failed: tuple[tuple[str, str], ...]
+    left: int = 0
 
 
 def measure(
@@ -51,6 +54,7 @@ def measure(
     networks: Iterable[Named],
     progress: MeasureProgress | None = None,
     at_once: int = _BATCH,
+    budget_s: float = math.inf,
 ) -> Harvest:
     """Cost networks and store their kernels, one file each; those stored already are skipped.
 
@@ -60,12 +64,16 @@ def measure(
         networks: what to measure.
         progress: called after each batch.
         at_once: networks handed to the backend together.
+        budget_s: seconds after which no batch is begun.
     """
     wanted = list(networks)
     pending = [(name, make) for name, make in wanted if not dataset.has(folder, name)]
-    failed: list[tuple[str, str]] = []
-    start = time.monotonic()
+    known, failed = len(wanted) - len(pending), list[tuple[str, str]]()
+    start, left = time.monotonic(), 0
     for first in range(0, len(pending), at_once):
+        if time.monotonic() - start > budget_s:
+            left = len(pending) - first
+            break
         chosen = pending[first : first + at_once]
         batch = [(name, static_view(make(), {})) for name, make in chosen]
         for (name, view), cost in zip(batch, _costs(backend, batch, failed), strict=True):
@@ -76,10 +84,10 @@ def measure(
                 dataset.write(folder, name, KernelTable.of([kernels], [placed]), labels)
         if progress is not None:
             done = min(first + at_once, len(pending))
-            left = (time.monotonic() - start) / done * (len(pending) - done)
-            progress(len(wanted) - len(pending) + done, len(wanted), left)
-    known = len(wanted) - len(pending)
-    return Harvest(len(pending) - len(failed), known, tuple(failed))
+            spent = time.monotonic() - start
+            rest = min(spent / done * (len(pending) - done), max(0.0, budget_s - spent))
+            progress(known + done, len(wanted), rest)
+    return Harvest(len(pending) - left - len(failed), known, tuple(failed), left)
 
 
 def sampled(count: int, first: int = 0) -> list[Named]:

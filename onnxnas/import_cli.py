@@ -88,6 +88,9 @@ def cpu(
         int, typer.Option(min=0, help="Sampled networks in all; 0: train on what was timed.")
     ] = 1000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over each batch of networks.")] = 10,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Of timing; then it trains on what was timed.")
+    ] = 15.0,
     core: Annotated[int, typer.Option(help="Core to run on; -1 is the last.")] = -1,
     seed: Annotated[int, typer.Option(help="Of the regression.")] = 0,
 ) -> None:
@@ -95,6 +98,7 @@ def cpu(
 
     Resumes where it stopped; use the card as --target PATH.
     """
+    import random
     import sys
 
     from onnxnas.hwmodels import (
@@ -112,12 +116,21 @@ def cpu(
 
     backend = ort_cpu.OnnxruntimeCostModel(int8, ort_cpu.Protocol(rounds=rounds, core=core))
     folder = ort_cpu.folder(data, backend.target)
-    plan = ort_networks.networks(networks)
+    plan: list[measuring.Named] = []
     for name, graph in _graphs(like, input_shape):
         plan += sampling.variants(name, graph, max(1, networks // 10))
-    found = measuring.measure(backend, folder, plan, tell, ort_cpu.BATCH)
+    others = ort_networks.networks(networks)
+    random.Random(0).shuffle(others)  # the time may be up before all kinds had their turn
+    plan += others
+    found = measuring.measure(backend, folder, plan, tell, ort_cpu.BATCH, 60 * minutes)
     for network, reason in found.failed:
         print(f"not timed: {network}: {reason}", file=sys.stderr)
+    if found.left:
+        print(
+            f"{minutes:g} minutes are over, {found.left} of {len(plan)} networks are left: "
+            "the same command goes on with them",
+            file=sys.stderr,
+        )
     data_read = dataset.read(folder)
     trained, card = ort_cpu.train(data_read, backend.target, ort_cpu.settings(seed))
     path = out or Path(f"{card['name']}.json")

@@ -308,6 +308,10 @@ def test_the_command_measures_trains_and_resumes(
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0, again.output
     assert again.stdout == first.stdout
+    late = CliRunner().invoke(app, [*arguments, "--networks", "20", "--minutes", "0"])
+    assert late.exit_code == 0, late.output
+    assert "0 minutes are over, 8 of 20 networks are left" in late.stderr
+    assert f"12 networks timed on {processor()}" in late.stdout
 
 
 @pytest.mark.parametrize("verb", ["measure", "train"])
