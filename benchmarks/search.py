@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +28,14 @@ from onnxnas.plugins import load_predictor
 from onnxnas.prepare import Prepared, prepare
 from onnxnas.problem import Problem
 from onnxnas.search import MIN_GAIN, Evaluator
-from onnxnas.sites import SearchSpace, Site
+from onnxnas.sites import Candidate, SearchSpace, Site
 from onnxnas.strategies import make
+from onnxnas.study import Study
 
 MODELS = ("camera_classifier", "presence_detector", "room_segmenter")
 TARGETS = ("ethos-u55-128", "ethos-u85-2048")
 FOLDER = Path(__file__).parents[1] / "sample_models"
+PARTS = ("small", "full", "seen")
 CHOICES = 3
 """Of a site in a space that is enumerated."""
 NEAR = 1.01
@@ -49,6 +52,8 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=400, help="looked at for a table, at most")
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--targets", nargs="*", default=TARGETS)
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
+    parser.add_argument("--looked-up", type=int, default=80_000, help="candidates of part seen")
     options = parser.parse_args()
     loaded = [
         (f"{model}, {target}", prepare(FOLDER / f"{model}.onnx", target))
@@ -57,12 +62,18 @@ def main() -> None:
     ]
     print("# Search strategies\n\nMade by `python benchmarks/search.py`; what the columns mean and")
     print("how choices are said to harm is in its text.\n")
-    print("## Spaces small enough to enumerate\n")
-    small = [(name, table_of(p, cut(p, options.size), options.networks)[0]) for name, p in loaded]
-    exact_against_brute_force(small)
-    strategies_at_a_tenth(small, options.seeds)
-    print("\n## Curated and full spaces\n")
-    curated_against_full(loaded, options)
+    if "small" in options.parts:
+        print("## Spaces small enough to enumerate\n")
+        spaces = [(name, p, cut(p, options.size)) for name, p in loaded]
+        small = [(name, table_of(p, space, options.networks)[0]) for name, p, space in spaces]
+        exact_against_brute_force(small)
+        strategies_at_a_tenth(small, options.seeds)
+    if "full" in options.parts:
+        print("\n## Curated and full spaces\n")
+        curated_against_full(loaded, options)
+    if "seen" in options.parts:
+        print("\n## After many candidates\n")
+        after_many(*loaded[0], options.looked_up)
 
 
 def cut(prepared: Prepared, most: int) -> SearchSpace:
@@ -260,6 +271,44 @@ def curated_against_full(
                 f"{np.median(above):.2%} (± {above.std():.2%}) |",
                 flush=True,
             )
+
+
+def after_many(name: str, prepared: Prepared, count: int) -> None:
+    """What a candidate costs, and what is held, as more and more have been seen."""
+    p = prepared
+    predictor = load_predictor(p.cost_model.target.name)
+    assert predictor is not None
+    evaluator = Evaluator(p.graph, p.space, p.passes, predictor, p.input_shapes)
+    singles = [Candidate.of({s.id: c.label}) for s in p.space for c in s.choices]
+    trials = evaluator.evaluate([Candidate(), *singles])
+    known = {t.candidate.decisions[0]: t for t in trials[1:] if t.cost is not None}
+    sites = (
+        replace(s, choices=tuple(c for c in s.choices if (s.id, c.label) in known)) for s in p.space
+    )
+    space = SearchSpace(tuple(s for s in sites if s.choices))
+    problem = problem_of(CostTable.additive(space, trials[0], known), "latency")
+    problem = replace(problem, goal=replace(problem.goal, minimise=("latency", "quality")))
+    print(f"{name}, {len(space)} sites, sums of single choices; a front of latency and loss.")
+    print("Processor time for a candidate and memory held (not both in one run), after so many:\n")
+    tenths = [count * i // 10 for i in (1, 2, 4, 6, 8, 10)]
+    print(f"| strategy | {' | '.join(f'{n:,}' for n in tenths)} |\n|---{'|---' * len(tenths)}|")
+    for strategy in ("evolution", "random"):
+        cells = []
+        for measured in (False, True):
+            if measured:
+                tracemalloc.start()
+            study, done, row = Study(problem, make(strategy, problem)), 0, []
+            for upto in tenths:
+                start = time.process_time()
+                study.run(upto)
+                each = (time.process_time() - start) / (upto - done)
+                done = upto
+                held = tracemalloc.get_traced_memory()[0] if measured else 0
+                row.append(f"{held / 2**20:.1f} MiB" if measured else f"{each * 1e6:.0f} us")
+            tracemalloc.stop()
+            cells.append(row)
+        joined = " | ".join(f"{us}, {held}" for us, held in zip(*cells, strict=True))
+        print(f"| {strategy} | {joined} |", flush=True)
 
 
 def curated(problem: Problem) -> Problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -214,3 +215,16 @@ def test_a_study_holds_no_more_after_many_candidates(
     finally:
         tracemalloc.stop()
     assert (held[1] - held[0]) / 1200 < 48  # bytes: to remember a candidate takes over 100
+
+
+@pytest.mark.parametrize("strategy", ["evolution", "random"])
+def test_a_candidate_costs_no_more_after_many_others(strategy: str) -> None:
+    problem = MadeUp(choices=(3,) * 40, shared=()).problem("latency,quality")
+    study = Study(problem, make(strategy, problem))
+    seconds = []
+    for tenth in range(1, 11):
+        start = time.process_time()
+        study.run(500 * tenth)
+        seconds.append(time.process_time() - start)
+    # Work for each one seen so far would make the last tenth cost 19 times the first.
+    assert np.median(seconds[-3:]) < 4 * np.median(seconds[:3])
