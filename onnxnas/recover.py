@@ -201,11 +201,11 @@ class Recovery:
         recovered = [(s, c) for s, c in recovered if (s.id, c.label) in alone]
         found: dict[Move, Fitted] = {}
         targets: Targets | None = None
-        before = Candidate()
+        before, came = Candidate(), ""
         for done, (site, choice) in enumerate(recovered):
             self.progress("fitting the choices in order", done, len(recovered))
             after = before.with_choice(site.id, choice.label)
-            context = str(before)
+            context = came
             if self.passes[site.pass_name].rounds(self.graph, site, alone[site.id, choice.label]):
                 context += " in rounds"
             kept = self.library.get(self._key(site, choice, context))
@@ -236,7 +236,7 @@ class Recovery:
                     del found[site.id, choice.label]
                     refused[site.id, choice.label] = gone
                 else:
-                    before = after
+                    before, came = after, self._key(site, choice, context)
         self.progress("fitting the choices in order", len(recovered), len(recovered))
         return found, refused
 

@@ -47,16 +47,17 @@ class FuseIbn(Pass):
         steps: of gradient; fused blocks need many.
         largest: blocks of more multiply-accumulates per position are left alone: gradient steps
             on them take too long.
-        windows: samples that steps are made on.
+        windows: samples that steps are made on. A fused layer has tens of thousands of weights, and
+            of few samples it learns what other pictures do not have.
     """
 
     name: ClassVar[str] = "fuse-ibn"
     summary: ClassVar[str] = "Fuse expand and depthwise of inverted bottlenecks, weights re-fitted."
     order: ClassVar[int] = 22
     ratios: tuple[float, ...] = (1.0, 3 / 4, 1 / 2)
-    steps: int = 2500
+    steps: int = 6000
     largest: int = 60_000
-    windows: int = 24_000
+    windows: int = 120_000
 
     def find_sites(self, graph: Any, target: Target, why: Why) -> Iterator[Site]:
         for group in Coupling.of(graph).groups:

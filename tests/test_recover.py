@@ -12,6 +12,7 @@ import models
 import numpy as np
 import onnx
 import pytest
+from fakes import TARGET
 from fitting import recovery
 
 from onnxnas import recover
@@ -19,10 +20,11 @@ from onnxnas.calibration import Calibration
 from onnxnas.fit_rows import FitRows
 from onnxnas.graph import from_model
 from onnxnas.held_out import HeldOut
-from onnxnas.pass_contract import OutOfTime
+from onnxnas.pass_contract import OutOfTime, Why
+from onnxnas.passes.fuse_ibn import FuseIbn
 from onnxnas.passes.resize_ibn import ResizeIbn
 from onnxnas.recover import OUT_OF_TIME, Recovery
-from onnxnas.sites import Candidate
+from onnxnas.sites import Candidate, SearchSpace
 
 
 def blocks(count: int, size: int = 8) -> onnx.ModelProto:
@@ -57,6 +59,26 @@ def test_choices_in_order_are_not_half_fitted(tmp_path: Path) -> None:
         found.in_order(Candidate.of({site.id: "to-16" for site in found.space}))
     kept, refused = found.alone(list(fits))
     assert (set(kept), refused) == (set(fits), {})  # what is on disk takes no time
+
+
+def test_a_fit_is_not_taken_for_one_behind_other_weights(tmp_path: Path) -> None:
+    """What comes before is known by how it was fitted, not only by its name."""
+
+    def last(steps: int) -> Any:
+        found = recovery(tmp_path, blocks(2), ResizeIbn(steps=0))
+        first, second = found.space
+        fused = [*FuseIbn(steps=steps).find_sites(found.graph, TARGET, Why(""))][0]
+        found.passes = {**found.passes, "fuse-ibn": FuseIbn(steps=steps)}
+        found.space = SearchSpace((*found.space, fused))
+        candidate = Candidate.of({fused.id: fused.choices[0].label, second.id: "to-24"})
+        assert first.tensor == fused.tensor
+        fits, refused = found.in_order(candidate)
+        assert not refused
+        return fits[second.id, "to-24"].error
+
+    ridge = last(0)
+    assert last(60) != ridge
+    assert last(0) == ridge
 
 
 def test_judging_stops_too(tmp_path: Path) -> None:
