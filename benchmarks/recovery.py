@@ -13,9 +13,9 @@ not silicon). Networks:
     deeplab       deeplab v3, fitted on ImageNet pictures; IoU of cars on 101 of CamVid.
 
 With --distill every point is also trained end to end (needs PyTorch). Each point is quantised to
-int8 as the original is, and both are scored. With --library what was fitted and judged is kept:
-goals can be asked for one after another, and a run of `onnxnas optimize` on the same rows serves
-too. The tables of several runs:
+int8 as the original is, and both are scored. With --library what was fitted and judged is kept,
+and points that are in the --json file already stay: a run that was stopped goes on. What
+`onnxnas optimize` fitted on the same rows serves as a library too. The tables of several runs:
 
     python benchmarks/recovery.py --table curve-1.json curve-2.json
 """
@@ -30,7 +30,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -277,10 +277,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "rows.npy", case.rows)
         calibration = load_calibration(Path(folder) / "rows.npy", contract(prepared.source)[0])
-        report = curve(case, prepared, calibration, args, start, said)
+        for report in curve(case, prepared, calibration, args, start, said):
+            if args.json:
+                args.json.write_text(json.dumps(report, indent=1) + "\n")
     print({k: v for k, v in report.items() if k not in ("points", "original")})
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def curve(
@@ -290,8 +290,8 @@ def curve(
     args: argparse.Namespace,
     start: float,
     said: Callable[[str, int, int], None],
-) -> dict[str, Any]:
-    """One point per goal."""
+) -> Iterator[dict[str, Any]]:
+    """One point per goal; the report again and again, with a point more."""
     search = recovery_search(prepared, calibration, args.library, 0, said)
     search.screen = Screen.of(prepared.cost_model)
     if args.library is not None:
@@ -311,7 +311,28 @@ def curve(
     base_int8, original_int8 = case.score(quantise(prepared.normalised, ranges), base)
     print(_said("original, int8", original_int8))
     points: list[dict[str, Any]] = []
+    if args.json and args.json.exists():
+        points = json.loads(args.json.read_text())["points"]
+
+    def report() -> dict[str, Any]:
+        return {
+            "network": args.network,
+            "target": args.target,
+            "rows_fitted_on": search.recovery.rows.roles.count("fit"),
+            "original_cycles": search.baseline.cycles,
+            "original": original,
+            "original_int8": original_int8,
+            **alone,
+            "seconds": time.monotonic() - start,
+            "peak_memory_mib_of_fitting_alone": memory,
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "points": points,
+        }
+
+    yield report()
     for goal, text in [(p["goal"], p["candidate"]) for p in known] or [(g, "") for g in args.goals]:
+        if goal in (p["goal"] for p in points):
+            continue
         begin, cpu = time.monotonic(), time.process_time()
         candidate = Candidate.parse(text) if text else search.solve(goal)
         if candidate is None:
@@ -347,19 +368,7 @@ def curve(
         if args.distill:
             point["distilled"] = _distilled(case, prepared, result, calibration, base, args.distill)
         points.append(point)
-    return {
-        "network": args.network,
-        "target": args.target,
-        "rows_fitted_on": search.recovery.rows.roles.count("fit"),
-        "original_cycles": search.baseline.cycles,
-        "original": original,
-        "original_int8": original_int8,
-        **alone,
-        "seconds": time.monotonic() - start,
-        "peak_memory_mib_of_fitting_alone": memory,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "points": points,
-    }
+        yield report()
 
 
 def _distilled(

@@ -67,7 +67,7 @@ def test_a_fit_is_not_taken_for_one_behind_other_weights(tmp_path: Path) -> None
     def last(steps: int) -> Any:
         found = recovery(tmp_path, blocks(2), ResizeIbn(steps=0))
         first, second = found.space
-        fused = [*FuseIbn(steps=steps).find_sites(found.graph, TARGET, Why(""))][0]
+        fused = next(iter(FuseIbn(steps=steps).find_sites(found.graph, TARGET, Why(""))))
         found.passes = {**found.passes, "fuse-ibn": FuseIbn(steps=steps)}
         found.space = SearchSpace((*found.space, fused))
         candidate = Candidate.of({fused.id: fused.choices[0].label, second.id: "to-24"})
