@@ -386,5 +386,5 @@ class _Job:
         if effort is not None:
             kinds["looked up"] = effort.looked_up
             kinds += Counter(t.evaluated.evaluation for t in effort.tried)
-            kinds["distilled"] = len(self.distillation.rows)
+            kinds += Counter({"distilled": len(self.distillation.rows)})
         return kinds

@@ -60,7 +60,7 @@ class Distillation:
             for e in picked:
                 self._one(e)
         except (UsageError, UnsupportedError) as error:
-            self.why_not = str(error)
+            self.why_not = str(error).rstrip(".")
         except OutOfTime:
             self.why_not = "the time was up"
 

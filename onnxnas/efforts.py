@@ -22,6 +22,7 @@ from onnxnas.corrected_sums import corrected
 from onnxnas.damage import Damage, damage_of
 from onnxnas.errors import UnsupportedError
 from onnxnas.integer_program import Program
+from onnxnas.materialize import apply_candidate
 from onnxnas.objectives import METRICS, Goal, column
 from onnxnas.outcome import Evaluated
 from onnxnas.pass_contract import OutOfTime
@@ -42,7 +43,8 @@ _CYCLES, _DAMAGE = column("latency"), column("quality")
 _STEP = 0.05
 """Between two rungs of the ladder, as a share of what is left without any damage."""
 _SHORT = 0.01
-"""Sums promise a little more than there is: one rung is this much below a limit, one at it."""
+"""Tables promise a little more than there is: one rung is this much below a limit, one at it; and
+below other limits where it can be."""
 _HOPELESS = 4.0
 """Times the limit that a rung may harm, as its choices were fitted alone, to be worth a step on."""
 _LOOKED_AT = 4000
@@ -99,7 +101,7 @@ class Effort:
     zero_shot: ZeroShot = field(init=False)
 
     def __post_init__(self) -> None:
-        self.zero_shot = ZeroShot(self.search.evaluator.view, self.seed, self.search.recovery.tick)
+        self.zero_shot = ZeroShot(self._structure, self.seed, self.search.recovery.tick)
 
     @property
     def axis(self) -> int:
@@ -161,8 +163,12 @@ class Effort:
 
     def _mildest(self, program: Program, rung: float) -> Candidate | None:
         self.looked_up += 1
-        ceilings = {**program.problem.goal.ceilings, self.axis: rung}
-        found = program.best(_DAMAGE, ceilings)
+        others = program.problem.goal.ceilings
+        for short in (_SHORT, 0.0) if others else (0.0,):
+            ceilings = {at: (1 - short) * most for at, most in others.items()}
+            found = program.best(_DAMAGE, {**ceilings, self.axis: rung})
+            if found.genes is not None:
+                break
         return None if found.genes is None else self._whole(program.problem, found.genes)
 
     def _whole(self, problem: Problem, genes: Genes) -> Candidate | None:
@@ -367,3 +373,10 @@ class Effort:
         moves = {(s.id, c.label) for s in problem.table.sites for c in s.choices}
         known = Candidate.of({m[0]: m[1] for m in candidate.decisions if m in moves})
         return self.search.beside(known)
+
+    def _structure(self, candidate: Candidate) -> Any:
+        """A candidate's graph as it is costed; what is fitted beside weights counts in it."""
+        singles, e = self.search.singles, self.search.evaluator
+        found = {m: singles[m].fitted for m in candidate.decisions if m in singles}
+        applied = apply_candidate(e.graph, e.space, candidate, e.passes, values_only(found))
+        return applied.view(e.input_shapes)

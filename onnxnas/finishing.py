@@ -9,7 +9,7 @@ from onnxnas import graph as graphs
 from onnxnas.calibration import Calibration
 from onnxnas.cost import Cost
 from onnxnas.errors import InfeasibleError, VerificationError
-from onnxnas.materialize import Weights, apply_candidate
+from onnxnas.materialize import TRAINED, Weights, apply_candidate
 from onnxnas.outcome import Evaluated
 from onnxnas.prepare import Prepared, measure
 from onnxnas.quality import Quality, Task, compare
@@ -170,9 +170,11 @@ def _blame(
     weights: Weights | None,
 ) -> str:
     """One sentence that names the first rewrite with which the outputs differ."""
+    # Trained weights are of all rewrites together.
+    fitted = {move: values for move, values in (weights or {}).items() if move != TRAINED}
     guilty = find_guilty(
         [(site.id, choice.label) for site, choice in prepared.space.decided(recipe.candidate)],
-        lambda decisions: build(prepared, Candidate.of(dict(decisions)), recipe, weights),
+        lambda decisions: build(prepared, Candidate.of(dict(decisions)), recipe, fitted),
         lambda model: _verify(prepared, model, calibration, seed, exact=not weights).ok,
     )
     what = "the cleaned model" if guilty is None else f"{guilty[0]}={guilty[1]}"
