@@ -109,7 +109,7 @@ def distill(
         UnsupportedError: gradients cannot go through an operator.
         InfeasibleError: the result is not nearer to the original than it was.
     """
-    if resized := in_words(changed):
+    if resized := in_words(changed, original):
         raise UsageError(
             f"The result cannot be distilled: its sizes are not the original's ({resized}); "
             "search again without --allow-input-resize."

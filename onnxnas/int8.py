@@ -103,7 +103,8 @@ def compare_int8(
         UnsupportedError: the quantiser cannot take one of the models.
     """
     rows = FitRows.of(calibration)
-    float_model, float_result = normalise(original).model, normalise(as_original(result)).model
+    float_model = normalise(original).model
+    float_result = normalise(as_original(result, original)).model
     held_out = HeldOut.of(from_model(float_model), rows)
     networks = (
         quantise(float_model, rows.fitted(MOST_ROWS)),

@@ -44,8 +44,16 @@ def declare(model: onnx.ModelProto, shapes: Mapping[str, Sequence[Any]]) -> None
         set_metadata(model, {_KEY: json.dumps(before)})
 
 
-def resized_ports(model: onnx.ModelProto) -> list[tuple[Port, Shape]]:
-    """Inputs and outputs that have another size than in the original, and their shape there."""
+def resized_ports(
+    model: onnx.ModelProto, original: onnx.ModelProto | None = None
+) -> list[tuple[Port, Shape]]:
+    """Inputs and outputs that have another size than in the original, and their shape there.
+
+    Args:
+        original: where it is there, it can have been resized itself, and the model not again.
+    """
+    if original is not None and contract(original) == contract(model):
+        return []
     noted = next((p.value for p in model.metadata_props if p.key == _KEY), "{}")
     try:
         shapes = {str(name): tuple(shape) for name, shape in json.loads(noted).items()}
@@ -55,11 +63,11 @@ def resized_ports(model: onnx.ModelProto) -> list[tuple[Port, Shape]]:
     return [(p, shapes[p.name]) for p in ports if p.name in shapes and p.shape != shapes[p.name]]
 
 
-def in_words(model: onnx.ModelProto) -> str:
+def in_words(model: onnx.ModelProto, original: onnx.ModelProto) -> str:
     """What has another size, as a clause; empty where nothing has."""
     return ", ".join(
         f"{port.name} [{_dims(port.shape)}] instead of [{_dims(old)}]"
-        for port, old in resized_ports(model)
+        for port, old in resized_ports(model, original)
     )
 
 
@@ -67,14 +75,14 @@ def _dims(shape: Shape | None) -> str:
     return ",".join("?" if d is None else str(d) for d in shape or ())
 
 
-def as_original(model: onnx.ModelProto) -> onnx.ModelProto:
+def as_original(model: onnx.ModelProto, original: onnx.ModelProto | None = None) -> onnx.ModelProto:
     """A model that takes and gives what the original did; the model itself if it does already.
 
     Inputs are reduced to the size of the model's own by linear interpolation between pixels
     (ONNX Resize, half_pixel), outputs enlarged to the original's in the same way; those that jump
     (classes, truth values) take the nearest.
     """
-    ports = resized_ports(model)
+    ports = resized_ports(model, original)
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if not ports or opset < _MIN_OPSET or not all(_fits(port, old) for port, old in ports):
         return model

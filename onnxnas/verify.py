@@ -13,7 +13,7 @@ from onnxnas.difference import OutputDifference
 from onnxnas.errors import UnsupportedError, VerificationError
 from onnxnas.foreign import open_up
 from onnxnas.graph import check_model, contract
-from onnxnas.probes import decided_on, stepped_outputs, with_outputs
+from onnxnas.probes import decided_on, differences, with_outputs
 from onnxnas.resized import as_original, in_words
 from onnxnas.runtime import Feeds, Session, random_feeds, sample_feeds
 
@@ -144,8 +144,8 @@ def verify(
         UsageError: an input has dynamic dimensions and no shape is given, or a row of the
             calibration data cannot be used.
     """
-    problems, resized = _validity(original, result), in_words(result)
-    result = as_original(result)
+    problems, resized = _validity(original, result), in_words(result, original)
+    result = as_original(result, original)
     problems += _contract_changes(original, result)
     if problems:
         return Verification(tuple(problems))
@@ -164,13 +164,12 @@ def verify(
         after = Session(result)
     except UnsupportedError as error:
         return Verification((str(error),))
-    stepped = stepped_outputs(original)
-    noise = _Noise(original, names + inner, stepped)
-    differences = {name: OutputDifference(name, name in stepped) for name in names + inner}
+    noise = _Noise(original, names + inner)
+    found = differences(original, names + inner)
     # What was fitted to data need not fit noise: there only the form of the outputs counts.
-    forms = differences
+    forms = found
     if not exact and calibration is not None:
-        forms = {name: OutputDifference(name, name in stepped) for name in names + inner}
+        forms = differences(original, names + inner)
     shapes, notes = dict(input_shapes or {}), list(opened.notes if opened else ())
     counts = {"random": 0, "calibration": 0}
     for kind, rows, feeds in _inputs(original, shapes, calibration, seed, max_rows):
@@ -187,28 +186,28 @@ def verify(
             return Verification((str(error),))
         noise.add(feeds, wanted)
         counts[kind] += rows
-        for name, difference in (forms if kind == "random" else differences).items():
+        for name, difference in (forms if kind == "random" else found).items():
             difference.add(wanted[name], got[name])
     if not sum(counts.values()):
         raise UnsupportedError(
             f"The model runs on no random input ({notes[-1]}): give real ones with --calibration."
         )
-    for name, difference in differences.items():
+    for name, difference in found.items():
         difference.noise = noise.of(name)
         difference.problem = difference.problem or forms[name].problem
-    for name in [n for n in inner if differences[n].problem]:
+    for name in [n for n in inner if found[n].problem]:
         # A rewrite may give an inner tensor another form under the same name.
-        notes.append(f"the tensor {name!r} under an output has {differences[name].problem}")
+        notes.append(f"the tensor {name!r} under an output has {found[name].problem}")
         inner.remove(name)
     notes += [
         f"output {name!r} was the same everywhere on every input: give --calibration to say more"
         for name in names
-        if differences[name].constant and not inner
+        if found[name].constant and not inner
     ]
     return Verification(
         (),
-        tuple(differences[name] for name in names),
-        tuple(differences[name] for name in inner),
+        tuple(found[name] for name in names),
+        tuple(found[name] for name in inner),
         counts["random"],
         counts["calibration"],
         tuple(notes),
@@ -247,8 +246,8 @@ def find_guilty(
 class _Noise:
     """How far two correct ways of running the original are apart, per output."""
 
-    def __init__(self, original: Any, names: Sequence[str], stepped: frozenset[str]) -> None:
-        self._found = {name: OutputDifference(name, name in stepped) for name in names}
+    def __init__(self, original: Any, names: Sequence[str]) -> None:
+        self._found = differences(original, names)
         try:
             self._session: Session | None = Session(original, optimised=True)
         except UnsupportedError:  # then only the precision of the type counts
