@@ -77,7 +77,7 @@ def both(cost: Cost) -> float:
         (peak, network(100.0, 200.0, 700.0, peak=1100), False),
         (both, network(100.0, 200.0, 200.0), True),  # does not bring it below, but is faster
         (both, network(100.0, 200.0, 900.0, peak=700), True),  # slower, and small enough
-        (both, network(100.0, 200.0, 702.0, doubt=1e-4), False),
+        (both, network(100.0, 200.0, 720.0), False),
         (both, network(100.0, 200.0, 702.0, doubt=0.1), True),  # it might be faster after all
     ],
 )
