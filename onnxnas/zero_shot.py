@@ -70,6 +70,13 @@ class ZeroShot:
         found = kinds[enough[0]]
         at = np.linspace(0, len(found) - 1, min(_MOST, len(found))).round().astype(int)
         found = [found[i] for i in at]
+        cycles, lost = [f.trial.cycles for f in found], [f.divergence.value for f in found]
+        if not beside(lost, cycles).any():
+            self.why_not = (
+                f"of the {len(found)} candidates that were judged each faster one loses more: at "
+                "the same latency there is nothing to tell apart"
+            )
+            return
         self.fitted = {"multishot": "together", "single-shot": "one by one"}[enough[0]]
         try:
             scores = [{**self._score(f.candidate), SUM: -f.proxy} for f in found]
@@ -79,8 +86,7 @@ class ZeroShot:
         except OutOfTime:
             self.why_not = "the time was up"
             return
-        cycles = [f.trial.cycles for f in found]
-        self.ranks = assess(scores, cycles, [f.divergence.value for f in found])
+        self.ranks = assess(scores, cycles, lost)
         self.why_not = ""
 
     def best_first(

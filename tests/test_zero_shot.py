@@ -78,6 +78,15 @@ def test_what_was_fitted_in_one_way_is_compared(scores: ZeroShot) -> None:
     assert scores.to_dict() == {"unavailable": True, "reason": scores.why_not}
 
 
+def test_where_latency_says_it_all_nothing_is_ranked(
+    scores: ZeroShot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "HIDDEN", np.arange(12.0))
+    scores.assess([finalist(i) for i in range(12)])
+    assert "each faster one loses more" in scores.to_dict()["reason"]
+    assert not scores.ranks
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
