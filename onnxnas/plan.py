@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 from onnxnas import graph as graphs
@@ -30,6 +31,9 @@ _FIT_S = 2.0
 _COMPILED = 0.6
 """Share of the choices that prediction does not rule out."""
 _RUNGS = 12
+_TRAINED = 3
+_STEPS_RUN = 300 * 8 * 4
+"""Runs of one row that training is worth: steps, rows of each, forward and back."""
 _REFITS: Mapping[EffortName, int] = {"quick": 0, "normal": 5, "thorough": 17}
 
 
@@ -73,6 +77,8 @@ def phases(
     alone = fitted * (cost_s + _COMPILED * (_FIT_S + judge_s)) + sample_s
     refit = sites / 2 * (sample_s + _FIT_S) + judge_s + cost_s
     refits = _REFITS[effort]
+    trained = _TRAINED if effort == "thorough" and find_spec("torch") is not None else 0
+    distilling = Phase("distilling finalists", trained, trained * _STEPS_RUN * run_s)
     return (
         *found,
         Phase("each fitted choice alone", fitted, alone),
@@ -82,6 +88,7 @@ def phases(
             _RUNGS * (cost_s + judge_s) + refits * refit,
         ),
         Phase("the same beside the fitted ones", exact, exact * cost_s),
+        *([distilling] if trained else []),
     )
 
 

@@ -16,7 +16,7 @@ import onnx
 import oracle
 import pytest
 
-from onnxnas import report
+from onnxnas import plan, report
 from onnxnas.cli import main
 
 
@@ -118,6 +118,7 @@ def test_verify_of_a_changed_weight_ends_with_4(
         (["optimize", "m.onnx", "--objective", ","], 2, "Say what to minimise"),
         (["optimize", "m.onnx", "--strategy", "exakt"], 2, "did you mean 'exact'"),
         (["optimize", "m.onnx", "--effort", "quik"], 2, "quick"),
+        (["optimize", "m.onnx", "--workers", "0"], 2, "greater than or equal to 1"),
         (["optimize", "m.onnx", "--start-from", "none.toml"], 2, "none.toml"),
         (["optimize", "m.onnx", "--max-uncovered", "all"], 2, "10% or 0.1"),
         (["optimize", "m.onnx", "-o", "m.onnx"], 2, "m.onnx"),
@@ -340,6 +341,18 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     for phase in ("change nothing", "each fitted choice alone", "combinations", "Nothing was done"):
         assert phase in stdout
     assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "rows.npy"}
+
+
+def test_a_dry_run_counts_distillation_where_pytorch_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model(tmp_path / "m.onnx")
+    np.save(tmp_path / "rows.npy", np.zeros((60, 8, 16, 16), np.float32))
+    data = ("--calibration", tmp_path / "rows.npy", "--max-drop", "1%", "--effort", "thorough")
+    for spec in (None, object()):
+        monkeypatch.setattr(plan, "find_spec", lambda _, spec=spec: spec)
+        assert run("optimize", model, "--dry-run", *data) == 0
+        assert ("distilling finalists" in capfd.readouterr().out) == (spec is not None)
 
 
 def test_inspect_shows_what_curation_leaves_out(
