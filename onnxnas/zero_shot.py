@@ -55,8 +55,9 @@ class ZeroShot:
         All that is compared was fitted in one way, together if there is enough of that.
         """
         self.ranks, self.why_not = (), _NOT_ASKED
+        sound = [f for f in judged if np.isfinite(f.divergence.value)]
         kinds = {
-            kind: list({f.candidate: f for f in judged if f.evaluation == kind}.values())
+            kind: list({f.candidate: f for f in sound if f.evaluation == kind}.values())
             for kind in ("multishot", "single-shot")
         }
         enough = [kind for kind, found in kinds.items() if len(found) >= MIN_CANDIDATES]

@@ -27,6 +27,7 @@ from onnxnas.sites import Candidate
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="processes are not copied here"),
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
 ]
 
 PHASES = {"exact": "compiled", "singles": "alone", "ladder": "single-shot", "refits": "multishot"}

@@ -72,6 +72,15 @@ def test_what_was_fitted_in_one_way_is_compared(scores: ZeroShot) -> None:
     assert (scores.fitted, scores.ranks[0].count) == ("one by one", 12)
     scores.assess([*(finalist(i) for i in range(12)), *few, finalist(8, "multishot")])
     assert (scores.fitted, scores.ranks[0].count) == ("together", 8)
+    broken = Finalist(
+        **{
+            **vars(few[0]),
+            "candidate": candidate(9),
+            "divergence": Divergence(*[np.full(1, np.nan)] * 2),
+        }
+    )
+    scores.assess([*few, broken])
+    assert scores.to_dict()["reason"].startswith("too few candidates: 7 were judged")
     scores.assess([*few, *few])
     assert scores.to_dict()["reason"].startswith("too few candidates: 7 were judged")
     scores.assess([])
