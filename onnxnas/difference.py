@@ -21,6 +21,10 @@ scores tie to rounding, either is right."""
 NOISE_FACTOR = 10
 """The tolerance grows to this multiple of the original's own rounding noise, where that is more."""
 
+SQUASHED_SCALE = 0.05
+"""Least magnitude that errors of probabilities are relative to: they are parts of 1, and computed
+to a few epsilon of 1 (1.2e-7) however small they are."""
+
 _MOST = 100
 """... but never to more than this multiple of what it is without noise."""
 
@@ -33,12 +37,14 @@ class OutputDifference:
         name: of the output.
         stepped: the output jumps (classes, truth values) and so is judged by the share of unequal
             elements, not by magnitude; integer types always are.
+        squashed: the output was squashed to a fixed range (probabilities), see `SQUASHED_SCALE`.
         noise: the `error` between two correct ways of running the original itself; 0 if unknown.
         problem: why they cannot be compared (another shape or type); empty if they can.
     """
 
     name: str
     stepped: bool = False
+    squashed: bool = False
     noise: float = 0.0
     problem: str = ""
     _dtype: np.dtype[Any] | None = None
@@ -96,7 +102,10 @@ class OutputDifference:
             return self._unequal / max(self._count, 1)
         if self._misplaced:
             return math.inf
-        return max((_ratio(e, s or self.max_reference) for e, s in self._scales), default=0.0)
+        least = SQUASHED_SCALE if self.squashed else 0.0
+        return max(
+            (_ratio(e, max(s or self.max_reference, least)) for e, s in self._scales), default=0.0
+        )
 
     @property
     def tolerance(self) -> float:

@@ -14,11 +14,10 @@ import numpy as np
 import onnx
 import onnx.inliner
 
-from onnxnas.difference import OutputDifference
 from onnxnas.errors import OnnxnasError, UnsupportedError, UsageError, VerificationError
 from onnxnas.foreign import open_up
 from onnxnas.graph import check_model, contract
-from onnxnas.probes import stepped_outputs
+from onnxnas.probes import differences
 from onnxnas.protos import (
     MAX_PROTO_BYTES,
     constant_of,
@@ -138,9 +137,7 @@ def _check(original: onnx.ModelProto, changed: onnx.ModelProto, shapes: _Shapes)
         results = [after.run(feeds) for feeds, _ in pairs]
     except UnsupportedError as error:
         raise VerificationError(str(error)) from error
-    stepped = stepped_outputs(original)
-    for name in outputs:
-        difference = OutputDifference(name, name in stepped)
+    for name, difference in differences(original, outputs).items():
         for (_, wanted), result in zip(pairs, results, strict=True):
             difference.add(wanted[name], result[name])
         if not difference.ok:

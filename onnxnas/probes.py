@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx
 
+from onnxnas.difference import OutputDifference
 from onnxnas.protos import type_name, without_weights
 
 _CARRY = frozenset(
@@ -18,7 +19,14 @@ _CARRY = frozenset(
 
 _STEPS = frozenset({"Ceil", "Floor", "Round", "Sign"})
 _SATURATING = frozenset({"Clip", "HardSigmoid", "LogSoftmax", "Relu", "Sigmoid", "Softmax", "Tanh"})
+_SQUASHING = frozenset({"HardSigmoid", "Sigmoid", "Softmax", "Tanh"})
 _FLOATS = frozenset({"float", "double", "float16", "bfloat16"})
+
+
+def differences(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, OutputDifference]:
+    """Nothing compared yet, for each of some tensors of a model; outputs by what they are."""
+    stepped, squashed = stepped_outputs(model), squashed_outputs(model)
+    return {n: OutputDifference(n, n in stepped, n in squashed) for n in names}
 
 
 def stepped_outputs(model: onnx.ModelProto) -> frozenset[str]:
@@ -36,6 +44,19 @@ def stepped_outputs(model: onnx.ModelProto) -> frozenset[str]:
         return node is not None and node.op_type in _CARRY and steps(node.input[0])
 
     return frozenset(value.name for value in model.graph.output if steps(value.name))
+
+
+def squashed_outputs(model: onnx.ModelProto) -> frozenset[str]:
+    """Outputs that are parts of 1, such as probabilities."""
+    makers = _makers(model)
+
+    def squashed(name: str) -> bool:
+        node = makers.get(name)
+        if node is None or node.op_type in _SQUASHING:
+            return node is not None
+        return node.op_type in _CARRY and squashed(node.input[0])
+
+    return frozenset(value.name for value in model.graph.output if squashed(value.name))
 
 
 def decided_on(original: onnx.ModelProto, result: onnx.ModelProto) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import models
@@ -14,8 +15,11 @@ import oracle
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from onnxnas.calibration import load_calibration
 from onnxnas.difference import OutputDifference
 from onnxnas.errors import UnsupportedError, UsageError
+from onnxnas.graph import contract
+from onnxnas.probes import differences
 from onnxnas.verify import Verification, find_guilty, verify
 
 
@@ -235,6 +239,33 @@ def test_half_precision_is_allowed_its_own_rounding() -> None:
         difference = OutputDifference("y")
         difference.add(want, want + np.float16(ulps * 2**-10))
         assert difference.ok is expected
+
+
+def test_faint_probabilities_are_allowed_the_rounding_of_parts_of_one() -> None:
+    model = text(
+        "g (float[1, 4] x) => (float[4, 1] p, float[1, 4] y) "
+        "{ s = Sigmoid(x)  p = Transpose(s)  y = Relu(x) }"
+    )
+    found = differences(model, ["p", "y"])
+    for name, difference in found.items():
+        want = np.full(4, 1e-3, np.float32)
+        difference.add(want, want + np.float32(2e-7))
+        assert difference.ok is (name == "p")
+        difference.add(want, want + np.float32(1e-6))
+        assert not difference.ok
+
+
+def test_weights_fitted_to_data_are_compared_on_data(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+    np.save(path, np.zeros((4, 3, 9, 9), np.float32))
+    model = two_convs()
+    calibration = load_calibration(path, contract(model)[0])
+    changed = scaled(model, 3.0)  # of a weight, which zeros do not meet
+    found = verify(model, changed, calibration=calibration, exact=False)
+    assert found.ok
+    assert found.outputs[0].error == 0
+    assert "weights were fitted: y: largest error 0" in "\n".join(found.lines())
+    assert verify(model, changed, exact=False).outputs[0].error > 0
 
 
 def test_empty_and_reshaped_outputs() -> None:
