@@ -158,7 +158,7 @@ class _Remembered:
 
 CASES: Mapping[str, Callable[[Any], Case]] = {
     "mobilenetv2": mobilenetv2,
-    "yolo": lambda s: on_other_pictures(s, "yolo_fastest_1.1_320.onnx", "coco", 250),
+    "yolo": lambda s: on_other_pictures(s, "yolo_fastest_1.1_320.onnx", "coco", 100),
     "deeplab": lambda s: on_other_pictures(s, "deeplabv3_mnv2_dm05_513.onnx", "camvid", 60),
 }
 
@@ -261,6 +261,7 @@ def main() -> None:
         "--choices", type=Path, help="report of an earlier run: its choices again, not searched"
     )
     parser.add_argument("--table", type=Path, nargs="+", metavar="CURVE.json")
+    parser.add_argument("--workers", type=int, default=1, help="that fit; needs --library")
     parser.add_argument("--distill", type=int, default=0, metavar="STEPS")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -298,6 +299,7 @@ def curve(
         journal = open_journal(prepared, search.recovery.rows, args.library, 0)
         search.journal = search.evaluator.journal = journal
     ranges = list(search.recovery.rows.fitted(MOST_ROWS))
+    search.recovery.workers = args.workers
     begin, cpu = time.monotonic(), time.process_time()
     known = json.loads(args.choices.read_text())["points"] if args.choices else []
     if not known:
@@ -330,14 +332,13 @@ def curve(
         }
 
     yield report()
-    for goal, text in [(p["goal"], p["candidate"]) for p in known] or [(g, "") for g in args.goals]:
-        if goal in (p["goal"] for p in points):
-            continue
+    asked = [(p["goal"], Candidate.parse(p["candidate"])) for p in known]
+    asked = asked or [(g, c) for g in args.goals if (c := search.solve(g)) is not None]
+    asked = [(goal, c) for goal, c in asked if goal not in (p["goal"] for p in points)]
+    for number, (goal, candidate) in enumerate(asked):
         begin, cpu = time.monotonic(), time.process_time()
-        candidate = Candidate.parse(text) if text else search.solve(goal)
-        if candidate is None:
-            print(f"no choices save {goal:.0%}")
-            break
+        if number % args.workers == 0:
+            search.recovery.ahead((), [c for _, c in asked[number : number + args.workers]])
         found = search.finalist(goal, candidate)
         seconds, cpu = time.monotonic() - begin, time.process_time() - cpu
         applied = apply_candidate(
