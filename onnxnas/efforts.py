@@ -40,6 +40,7 @@ EffortName = Literal["quick", "normal", "thorough"]
 EFFORTS: tuple[EffortName, ...] = ("quick", "normal", "thorough")
 
 _CYCLES, _DAMAGE = column("latency"), column("quality")
+_PEAK = column("peak-memory")
 _STEP = 0.05
 """Between two rungs of the ladder, as a share of what is left without any damage."""
 _SHORT = 0.01
@@ -126,64 +127,81 @@ class Effort:
     def _run(self) -> None:
         if not self.search.singles:
             return
-        problem = self.search.problem(self._table_goal())
-        rungs = self._ladder(problem)
+        problem = self.search.problem(self._table_goal(self.axis))
+        rungs = self._ladder(problem, self.axis)
         if not rungs:  # no sum meets the other limits: what comes nearest is worth knowing
             free = replace(problem, goal=replace(problem.goal, limits=()))
-            rungs = self._ladder(free)
+            rungs = self._ladder(free, self.axis)
         if self.start.decisions:
             self.refit(self._known(problem, self.start))
         rungs = self._single_shots(rungs)
+        for axis in self.goal.columns:
+            if axis not in (self.axis, _DAMAGE):
+                along = replace(problem, goal=self._table_goal(axis))
+                known = {t.finalist.candidate for t in self.tried}
+                self._single_shots([c for c in self._ladder(along, axis) if c not in known])
         if self.name != "quick":
             self._multishots(problem, rungs)
         if self.name == "thorough":
             self._breed(problem)
 
-    def _table_goal(self) -> Goal:
+    def _table_goal(self, axis: int) -> Goal:
         """Both ends of the front; what is limited besides is kept to, damage is not."""
-        metric = METRICS[self.axis]
+        metric = METRICS[axis]
         limits = tuple(x for x in self.goal.limits if x.metric not in (metric, "quality"))
         return replace(self.goal, minimise=(metric, "quality"), limits=limits)
 
-    def _ladder(self, problem: Problem) -> list[Candidate]:
+    def _ladder(self, problem: Problem, axis: int) -> list[Candidate]:
         """The mildest candidate of each rung, from little to much; no candidate twice."""
         start = self.search.start.cost
         assert start is not None
-        first = figures_of(start)[self.axis]
+        first = figures_of(start)[axis]
         rungs = [first * (1 - step * _STEP) for step in range(int(1 / _STEP))]
-        if (most := self.goal.ceilings.get(self.axis)) is not None:
+        if (most := self.goal.ceilings.get(axis)) is not None:
             rungs += [most, most * (1 - _SHORT)]
-        rungs = sorted((r for r in rungs if 0 < r < self.goal.original[self.axis]), reverse=True)
+        rungs = sorted((r for r in rungs if 0 < r < self.goal.original[axis]), reverse=True)
         if self.strategy == "exact":
-            program = Program(problem)
-            found = [self._mildest(program, rung) for rung in rungs]
+            found = self._steps(Program(problem), axis, rungs)
         else:
-            found = self._from_front(problem, rungs)
+            found = self._from_front(problem, axis, rungs)
         return list(dict.fromkeys(c for c in found if c is not None))
 
-    def _mildest(self, program: Program, rung: float) -> Candidate | None:
+    def _steps(self, program: Program, axis: int, rungs: Sequence[float]) -> list[Candidate | None]:
+        """One candidate a rung; peaks go in steps, so one just below what it comes to as well."""
+        found = []
+        for rung, below in zip(rungs, [*rungs[1:], math.inf], strict=True):
+            candidate, figure = self._mildest(program, axis, rung)
+            found.append(candidate)
+            if axis == _PEAK and (lower := figure * (1 - _SHORT)) > below:
+                found.append(self._mildest(program, axis, lower)[0])
+        return found
+
+    def _mildest(self, program: Program, axis: int, most: float) -> tuple[Candidate | None, float]:
+        """Of candidates with no more than this on an axis, and what it has there."""
         self.looked_up += 1
         others = program.problem.goal.ceilings
         for short in (_SHORT, 0.0) if others else (0.0,):
-            ceilings = {at: (1 - short) * most for at, most in others.items()}
-            found = program.best(_DAMAGE, {**ceilings, self.axis: rung})
-            if found.genes is not None:
-                break
-        return None if found.genes is None else self._whole(program.problem, found.genes)
+            ceilings = {at: (1 - short) * limit for at, limit in others.items()}
+            found = program.best(_DAMAGE, {**ceilings, axis: most})
+            if found.genes is not None and found.figures is not None:
+                return self._whole(program.problem, found.genes), float(found.figures[axis])
+        return None, 0.0
 
     def _whole(self, problem: Problem, genes: Genes) -> Candidate | None:
         """A combination with the exact choices beside it; None where nothing is made."""
         candidate = problem.candidate(genes)
         return self.search.beside(candidate) if candidate.decisions else None
 
-    def _from_front(self, problem: Problem, rungs: Sequence[float]) -> list[Candidate | None]:
+    def _from_front(
+        self, problem: Problem, axis: int, rungs: Sequence[float]
+    ) -> list[Candidate | None]:
         start = problem.genes([self.start]) if self.start.decisions else None
         study = Study(problem, make(self.strategy, problem, self.seed, start))
         front = study.run(_LOOKED_AT, self.search.deadline)
         self.looked_up += front.evaluations
         found: list[Candidate | None] = []
         for rung in rungs:
-            meets = np.flatnonzero(front.figures[:, self.axis] <= rung)
+            meets = np.flatnonzero(front.figures[:, axis] <= rung)
             if len(meets):
                 mildest = meets[np.argmin(front.figures[meets, _DAMAGE])]
                 found.append(self._whole(problem, front.genes[mildest]))
@@ -237,9 +255,9 @@ class Effort:
         if best is not None and best + 1 in worse:
             ends = [met[i].evaluated.figures[self.axis] for i in (best, best + 1)]
             if self.strategy == "exact":
-                between = self._mildest(Program(problem), sum(ends) / 2)
+                between, _ = self._mildest(Program(problem), self.axis, sum(ends) / 2)
             else:
-                (between,) = self._from_front(problem, [sum(ends) / 2])[:1] or [None]
+                (between,) = self._from_front(problem, self.axis, [sum(ends) / 2])[:1] or [None]
             if between is not None:
                 self.refit(between)
 
