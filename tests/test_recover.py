@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from onnxnas.held_out import HeldOut
 from onnxnas.pass_contract import OutOfTime, Why
 from onnxnas.passes.fuse_ibn import FuseIbn
 from onnxnas.passes.resize_ibn import ResizeIbn
-from onnxnas.recover import OUT_OF_TIME, Recovery
+from onnxnas.recover import OUT_OF_TIME, BlockLibrary, Recovery
 from onnxnas.sites import Candidate, SearchSpace
 
 
@@ -59,6 +60,38 @@ def test_choices_in_order_are_not_half_fitted(tmp_path: Path) -> None:
         found.in_order(Candidate.of({site.id: "to-16" for site in found.space}))
     kept, refused = found.alone(list(fits))
     assert (set(kept), refused) == (set(fits), {})  # what is on disk takes no time
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are not copied here")
+def test_workers_fill_the_library_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates = [
+        Candidate.of({site: label for site, _ in moves(recovery(tmp_path, blocks(2), ResizeIbn()))})
+        for label in ("to-24", "to-16")
+    ]
+    one, two = (recovery(tmp_path, blocks(2), ResizeIbn(steps=0)) for _ in range(2))
+    one.library, two.library = (BlockLibrary(tmp_path / name) for name in ("one", "two"))
+    expected = [one.alone(moves(one))[0], *(one.in_order(c)[0] for c in candidates)]
+    two.workers = 2
+    two.ahead(moves(two))
+    assert len([*(tmp_path / "two").iterdir()]) == len(moves(two))
+    two.ahead((), candidates)
+    assert {p.name for p in (tmp_path / "one").iterdir()} == {
+        p.name for p in (tmp_path / "two").iterdir()
+    }
+    monkeypatch.setattr(ResizeIbn, "recover", None)  # nothing is fitted again
+    found = [two.alone(moves(two))[0], *(two.in_order(c)[0] for c in candidates)]
+    for a, b in zip(expected, found, strict=True):
+        assert a.keys() == b.keys()
+        for move, fit in a.items():
+            assert all(np.array_equal(fit.values[n], b[move].values[n]) for n in fit.values)
+    two.deadline = time.monotonic() - 1.0
+    two.library = BlockLibrary(tmp_path / "three")
+    with pytest.raises(OutOfTime):
+        two.ahead(moves(two))
+    two.library = BlockLibrary(None)
+    two.ahead(moves(two))  # with nowhere to keep them there is nothing to do
 
 
 def test_a_fit_is_not_taken_for_one_behind_other_weights(tmp_path: Path) -> None:
