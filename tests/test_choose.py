@@ -11,7 +11,7 @@ import models
 import numpy as np
 import onnx
 import pytest
-from fakes import ToyCostModel
+from fakes import CompiledToy, ToyCostModel
 from oracle import run
 
 from onnxnas import gradient_fit, pipeline, proxies
@@ -270,6 +270,35 @@ def test_limits_decide_what_is_chosen(optimize: Optimize) -> None:
         return next(p for p in found.front if p.chosen).losses[0].value
 
     assert lost(other) < lost(result)
+
+
+def test_a_limit_on_memory_is_looked_up_and_kept(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Single choices are predicted, and peaks of combinations are those of their kernels."""
+    monkeypatch.setattr(prepare_module, "load_target", lambda _: CompiledToy())
+    problems: list[Any] = []
+    build = RecoverySearch.problem
+
+    def kept(search: RecoverySearch, goal: Any) -> Any:
+        problems.append(build(search, goal))
+        return problems[-1]
+
+    monkeypatch.setattr(RecoverySearch, "problem", kept)
+    options: dict[str, Any] = {**QUICK, "effort": "quick", "max_drop": 2.0}
+    result = optimize(no_classes(), limits=[Limit.parse("peak-memory", "-30%")], **options)
+    before = result.original.cost.peak_activation_bytes
+    assert result.optimized.cost.peak_activation_bytes <= 0.7 * before
+    (problem,) = problems
+    assert problem.table.live is not None
+    for found in result.search["recovery"]["finalists"]:
+        genes = problem.genes([Candidate.parse(found["candidate"])])
+        assert problem.evaluate(genes)[0, 0] == pytest.approx(found["cycles"])
+    assert result.search["by_kind"]["predicted"] > 0
+    least = optimize(no_classes(), objective=["peak-memory", "latency"], **options)
+    assert least.optimized.cost.peak_activation_bytes <= 0.7 * before
+    with pytest.raises(InfeasibleError, match="relax it to --max-peak-memory"):
+        optimize(no_classes(), limits=[Limit.parse("peak-memory", "10B")], **options)
 
 
 def test_what_cannot_be_met_is_said_with_the_way_out(optimize: Optimize) -> None:
