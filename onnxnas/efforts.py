@@ -22,7 +22,6 @@ from onnxnas.corrected_sums import corrected
 from onnxnas.damage import Damage, damage_of
 from onnxnas.errors import UnsupportedError
 from onnxnas.integer_program import Program
-from onnxnas.materialize import apply_candidate
 from onnxnas.objectives import METRICS, Goal, column
 from onnxnas.outcome import Evaluated
 from onnxnas.pass_contract import OutOfTime
@@ -102,7 +101,7 @@ class Effort:
     zero_shot: ZeroShot = field(init=False)
 
     def __post_init__(self) -> None:
-        self.zero_shot = ZeroShot(self._structure, self.seed, self.search.recovery.tick)
+        self.zero_shot = ZeroShot(self.search, self.seed)
 
     @property
     def axis(self) -> int:
@@ -391,10 +390,3 @@ class Effort:
         moves = {(s.id, c.label) for s in problem.table.sites for c in s.choices}
         known = Candidate.of({m[0]: m[1] for m in candidate.decisions if m in moves})
         return self.search.beside(known)
-
-    def _structure(self, candidate: Candidate) -> Any:
-        """A candidate's graph as it is costed; what is fitted beside weights counts in it."""
-        singles, e = self.search.singles, self.search.evaluator
-        found = {m: singles[m].fitted for m in candidate.decisions if m in singles}
-        applied = apply_candidate(e.graph, e.space, candidate, e.passes, values_only(found))
-        return applied.view(e.input_shapes)

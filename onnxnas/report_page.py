@@ -260,9 +260,9 @@ def _zero_shot(found: Mapping[str, Any] | None) -> Iterator[Block]:
         return
     yield Text(
         "Scores of a structure with random weights, and whether they rank this search's own "
-        f"{found['candidates']} combinations (weights fitted {found['fitted']}) by their "
-        "divergence: rank correlation with less of it, latency held fixed. What does not beat all "
-        "baselines, whichever candidate is left out, is not used."
+        f"candidates (compared: {found['candidates']} {found['compared']}) by their divergence: "
+        "rank correlation with less of it, latency held fixed. What does not beat all baselines, "
+        "whichever candidate is left out, is not used."
     )
     rows = [
         (

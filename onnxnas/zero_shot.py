@@ -7,16 +7,18 @@ alone. One that does orders what is bred next; one that does not is not used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from onnxnas.errors import UnsupportedError
-from onnxnas.pass_contract import OutOfTime, Tick, no_tick
+from onnxnas.materialize import apply_candidate
+from onnxnas.pass_contract import OutOfTime
 from onnxnas.proxies import BASELINES, MIN_CANDIDATES, SCORES, SUM, Rank, assess, beside, zero_shot
-from onnxnas.recovery_search import Finalist
+from onnxnas.recover import values_only
+from onnxnas.recovery_search import Finalist, RecoverySearch
 from onnxnas.rewriter import SiteGone
 from onnxnas.sites import Candidate
 
@@ -31,54 +33,54 @@ class ZeroShot:
     """The scores of one search.
 
     Attributes:
-        view: a candidate's graph, with static shapes.
+        search: with every choice judged alone.
         seed: of the scores' random weights and inputs.
-        tick: called between candidates.
         ranks: how well each score ranked what was judged, see `proxies.Rank`.
         why_not: why there are no ranks; empty where there are.
-        fitted: how the weights of what was judged were.
+        compared: of what.
         orders: name of the score that ordered candidates, if one did.
     """
 
-    view: Callable[[Candidate], Any]
+    search: RecoverySearch
     seed: int = 0
-    tick: Tick = no_tick
     ranks: tuple[Rank, ...] = ()
     why_not: str = _NOT_ASKED
-    fitted: str = ""
+    compared: str = ""
     orders: str = ""
     _known: dict[Candidate, dict[str, float]] = field(default_factory=dict)
 
     def assess(self, judged: Sequence[Finalist]) -> None:
         """Compare the scores with what was really lost.
 
-        All that is compared was fitted in one way, together if there is enough of that.
+        All that is compared was fitted in one way: together if there is enough of that, and single
+        choices, whose sum is no guess, only where combinations tell nothing.
+
+        Args:
+            judged: combinations.
         """
-        self.ranks, self.why_not = (), _NOT_ASKED
-        sound = [f for f in judged if np.isfinite(f.divergence.value)]
-        kinds = {
-            kind: list({f.candidate: f for f in sound if f.evaluation == kind}.values())
-            for kind in ("multishot", "single-shot")
+        self.ranks = ()
+        groups = {
+            "combinations fitted together": [f for f in judged if f.evaluation == "multishot"],
+            "combinations fitted one by one": [f for f in judged if f.evaluation == "single-shot"],
+            "single choices": self._singles(),
         }
-        enough = [kind for kind, found in kinds.items() if len(found) >= MIN_CANDIDATES]
-        if not enough:
-            count = max(len(found) for found in kinds.values())
-            self.why_not = (
-                f"too few candidates: {count} were judged in the same way, "
-                f"a rank correlation needs {MIN_CANDIDATES}"
+        reasons = []
+        for name, group in groups.items():
+            found = list(
+                {f.candidate: f for f in group if np.isfinite(f.divergence.value)}.values()
             )
-            return
-        found = kinds[enough[0]]
+            if len(found) < MIN_CANDIDATES:
+                reasons.append(f"too few {name} ({len(found)} of {MIN_CANDIDATES})")
+            elif not beside(*_lost_and_cycles(found)).any():
+                reasons.append(f"of {len(found)} {name} each faster one loses more")
+            else:
+                self._rank(name, found)
+                return
+        self.why_not = "there is nothing to compare: " + ", ".join(reasons)
+
+    def _rank(self, compared: str, found: list[Finalist]) -> None:
         at = np.linspace(0, len(found) - 1, min(_MOST, len(found))).round().astype(int)
         found = [found[i] for i in at]
-        cycles, lost = [f.trial.cycles for f in found], [f.divergence.value for f in found]
-        if not beside(lost, cycles).any():
-            self.why_not = (
-                f"of the {len(found)} candidates that were judged each faster one loses more: at "
-                "the same latency there is nothing to tell apart"
-            )
-            return
-        self.fitted = {"multishot": "together", "single-shot": "one by one"}[enough[0]]
         try:
             scores = [{**self._score(f.candidate), SUM: -f.proxy} for f in found]
         except (UnsupportedError, SiteGone) as error:
@@ -87,8 +89,9 @@ class ZeroShot:
         except OutOfTime:
             self.why_not = "the time was up"
             return
+        lost, cycles = _lost_and_cycles(found)
         self.ranks = assess(scores, cycles, lost)
-        self.why_not = ""
+        self.compared, self.why_not = compared, ""
 
     def best_first(
         self, candidates: Sequence[Candidate], cycles: Sequence[float]
@@ -128,7 +131,7 @@ class ZeroShot:
             {"score": name, "used": False, "reason": "not all candidates have it"}
             for name in unknown
         ]
-        return {"candidates": self.ranks[0].count, "fitted": self.fitted, "scores": known}
+        return {"candidates": self.ranks[0].count, "compared": self.compared, "scores": known}
 
     def _reason(self, rank: Rank) -> str:
         if rank.score == SUM:
@@ -141,6 +144,26 @@ class ZeroShot:
 
     def _score(self, candidate: Candidate) -> dict[str, float]:
         if candidate not in self._known:
-            self.tick()
-            self._known[candidate] = zero_shot(self.view(candidate), self.seed)
+            self.search.recovery.tick()
+            self._known[candidate] = zero_shot(self._structure(candidate), self.seed)
         return self._known[candidate]
+
+    def _structure(self, candidate: Candidate) -> Any:
+        """A candidate's graph as it is costed; what is fitted beside weights counts in it."""
+        singles, e = self.search.singles, self.search.evaluator
+        found = {m: singles[m].fitted for m in candidate.decisions if m in singles}
+        applied = apply_candidate(e.graph, e.space, candidate, e.passes, values_only(found))
+        return applied.view(e.input_shapes)
+
+    def _singles(self) -> list[Finalist]:
+        """Every choice that was judged alone."""
+        found = []
+        for move, single in self.search.singles.items():
+            lost, trial = single.divergence, self.search.alone[move]
+            candidate, weights = Candidate.of(dict([move])), {move: single.fitted}
+            found.append(Finalist(candidate, 0.0, trial, lost, lost.value, weights, "single-shot"))
+        return found
+
+
+def _lost_and_cycles(found: Sequence[Finalist]) -> tuple[list[float], list[float]]:
+    return [f.divergence.value for f in found], [f.trial.cycles for f in found]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from onnxnas.cost import Cost
 from onnxnas.divergence import Divergence
 from onnxnas.errors import UnsupportedError
 from onnxnas.front_point import Evaluation
-from onnxnas.pass_contract import OutOfTime
-from onnxnas.recovery_search import Finalist
+from onnxnas.pass_contract import Fitted, OutOfTime
+from onnxnas.recovery_search import Finalist, Single
 from onnxnas.search import Trial
 from onnxnas.sites import Candidate
 from onnxnas.zero_shot import ZeroShot
@@ -39,7 +40,9 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> ZeroShot:
         return {"macs": 1.0, "parameters": float(graph % 2), "meco": -HIDDEN[graph], "zen": 0.0}
 
     monkeypatch.setattr(module, "zero_shot", made_up)
-    return ZeroShot(lambda c: int(c.decisions[0][1][1:]))
+    monkeypatch.setattr(ZeroShot, "_structure", lambda _, c: int(c.decisions[0][1][1:]))
+    search = SimpleNamespace(recovery=SimpleNamespace(tick=lambda: None), singles={}, alone={})
+    return ZeroShot(cast(Any, search))
 
 
 def test_a_score_that_knows_orders_what_is_bred(scores: ZeroShot) -> None:
@@ -69,9 +72,9 @@ def test_a_score_that_knows_nothing_orders_nothing(
 def test_what_was_fitted_in_one_way_is_compared(scores: ZeroShot) -> None:
     few = [finalist(i, "multishot") for i in range(7)]
     scores.assess([*(finalist(i) for i in range(12)), *few])
-    assert (scores.fitted, scores.ranks[0].count) == ("one by one", 12)
+    assert (scores.compared[13:], scores.ranks[0].count) == ("fitted one by one", 12)
     scores.assess([*(finalist(i) for i in range(12)), *few, finalist(8, "multishot")])
-    assert (scores.fitted, scores.ranks[0].count) == ("together", 8)
+    assert (scores.compared[13:], scores.ranks[0].count) == ("fitted together", 8)
     broken = Finalist(
         **{
             **vars(few[0]),
@@ -80,9 +83,9 @@ def test_what_was_fitted_in_one_way_is_compared(scores: ZeroShot) -> None:
         }
     )
     scores.assess([*few, broken])
-    assert scores.to_dict()["reason"].startswith("too few candidates: 7 were judged")
+    assert "too few combinations fitted together (7 of 8)" in scores.to_dict()["reason"]
     scores.assess([*few, *few])
-    assert scores.to_dict()["reason"].startswith("too few candidates: 7 were judged")
+    assert "too few combinations fitted together (7 of 8)" in scores.to_dict()["reason"]
     scores.assess([])
     assert scores.to_dict() == {"unavailable": True, "reason": scores.why_not}
 
@@ -91,9 +94,17 @@ def test_where_latency_says_it_all_nothing_is_ranked(
     scores: ZeroShot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(globals(), "HIDDEN", np.arange(12.0))
-    scores.assess([finalist(i) for i in range(12)])
+    ladder = [finalist(i) for i in range(12)]
+    scores.assess(ladder)
     assert "each faster one loses more" in scores.to_dict()["reason"]
     assert not scores.ranks
+    monkeypatch.setitem(globals(), "HIDDEN", HIDDEN[::-1] % 5)
+    for f in (finalist(i) for i in range(12)):
+        (move,) = f.candidate.decisions
+        scores.search.singles[move] = Single(1.0, Fitted({}, 0.0), f.divergence)
+        scores.search.alone[move] = f.trial
+    scores.assess(ladder[:7])
+    assert scores.to_dict()["compared"] == "single choices"
 
 
 @pytest.mark.parametrize(
