@@ -252,7 +252,9 @@ class Recovery:
     def _gone(self, candidate: Candidate, found: Mapping[Move, Fitted]) -> str:
         """Why the choices so far do not go together; empty if they do."""
         try:
-            apply_candidate(self.graph, self.space, candidate, self.passes, values_only(found))
+            apply_candidate(
+                self.graph, self.space, candidate, self.passes, values_only(found), shapes=False
+            )
         except SiteGone as gone:
             return str(gone)
         return ""
