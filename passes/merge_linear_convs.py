@@ -113,10 +113,13 @@ class MergeLinearConvs(Pass):
             ],
         }
         x, y = first.x, second.y
+        # A rewrite before this one may have given the maps another size.
+        sizes = (*(first.y.shape or ())[2:], *(second.y.shape or ())[2:])
+        if choice.params["sizes"] is not None and len(sizes) != 4:
+            raise SiteGone(f"the size of {site.tensor!r} is not known any more")
         rw.remove_node(first.node)
         rw.remove_node(second.node)
-        sizes = choice.params["sizes"]
-        if sizes is None:
+        if choice.params["sizes"] is None:
             bias = second.bias
             if first.bias is not None:
                 bias = rw.constant(

@@ -12,7 +12,7 @@ import oracle
 import pytest
 import rewriting
 
-from onnxnas.graph import from_model
+from onnxnas.graph import from_model, to_model
 from onnxnas.passes.merge_linear_convs import MergeLinearConvs
 from onnxnas.rewriter import Rewriter, SiteGone
 
@@ -285,3 +285,14 @@ def test_a_pair_that_was_torn_apart_is_gone() -> None:
     graph.nodes[1].inputs[0] = graph.inputs[0]
     with pytest.raises(SiteGone, match="no longer follows"):
         PASS.rewrite(Rewriter(graph, "t", {}), sites["b"], sites["b"].choices[0])
+
+
+def test_the_plane_follows_a_smaller_input() -> None:
+    """Another pass may have given the maps another size before."""
+    ends: tuple[dict[str, Any], dict[str, Any]] = {}, {"k": (3, 3), "pads": [1, 1, 1, 1]}
+    (site,) = rewriting.find(PASS, pair(*ends, shape=(1, 8, 12, 12)))[0].values()
+    model = pair(*ends, shape=(1, 8, 6, 7))
+    graph = from_model(model)
+    PASS.rewrite(Rewriter(graph, "x", {}), site, site.choices[0])
+    graph.cleanup().toposort()
+    oracle.assert_same_outputs(model, to_model(graph, model))
