@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.inliner
 
 from onnxnas.errors import OnnxnasError, UnsupportedError, UsageError, VerificationError
+from onnxnas.folding import fold_affine
 from onnxnas.foreign import open_up
 from onnxnas.graph import check_model, contract
+from onnxnas.noise import Noise
 from onnxnas.probes import differences
 from onnxnas.protos import (
     MAX_PROTO_BYTES,
@@ -28,7 +31,7 @@ from onnxnas.protos import (
     weight_bytes,
 )
 from onnxnas.roundtrip import restore, silenced
-from onnxnas.runtime import KINDS, Session, sample_feeds
+from onnxnas.runtime import KINDS, Feeds, Session, sample_feeds
 
 _Shapes = Mapping[str, tuple[int, ...]]
 
@@ -68,6 +71,7 @@ def normalise(model: onnx.ModelProto, input_shapes: _Shapes | None = None) -> No
         steps.append(f"left alone otherwise: the model has {obstacle}")
     else:
         result = _stage(model, result, _slim, "cleaning with onnxslim", shapes, steps)
+        result = _stage(model, result, fold_affine, "folding scalings and shifts", shapes, steps)
     return Normalised(result, tuple(steps))
 
 
@@ -141,8 +145,19 @@ def _check(original: onnx.ModelProto, changed: onnx.ModelProto, shapes: _Shapes)
         for (_, wanted), result in zip(pairs, results, strict=True):
             difference.add(wanted[name], result[name])
         if not difference.ok:
+            difference.noise = _noise(original, name, pairs)
+        if not difference.ok:
             raise VerificationError(f"it changed the outputs: {difference}")
     return ""
+
+
+def _noise(
+    original: onnx.ModelProto, name: str, pairs: Sequence[tuple[Feeds, Mapping[str, Any]]]
+) -> float:
+    noise = Noise(original, [name])
+    for feeds, wanted in pairs:
+        noise.add(feeds, wanted)
+    return noise.of(name)
 
 
 def _obstacle(model: onnx.ModelProto) -> str:

@@ -13,6 +13,7 @@ from onnxnas.difference import OutputDifference
 from onnxnas.errors import UnsupportedError, VerificationError
 from onnxnas.foreign import open_up
 from onnxnas.graph import check_model, contract
+from onnxnas.noise import Noise
 from onnxnas.probes import decided_on, differences, with_outputs
 from onnxnas.resized import as_original, in_words
 from onnxnas.runtime import Feeds, Session, random_feeds, sample_feeds
@@ -164,7 +165,7 @@ def verify(
         after = Session(result)
     except UnsupportedError as error:
         return Verification((str(error),))
-    noise = _Noise(original, names + inner)
+    noise = Noise(original, names + inner)
     found = differences(original, names + inner)
     # What was fitted to data need not fit noise: there only the form of the outputs counts.
     forms = found
@@ -241,32 +242,6 @@ def find_guilty(
         else:
             bad = middle
     return decisions[bad - 1]
-
-
-class _Noise:
-    """How far two correct ways of running the original are apart, per output."""
-
-    def __init__(self, original: Any, names: Sequence[str]) -> None:
-        self._found = differences(original, names)
-        try:
-            self._session: Session | None = Session(original, optimised=True)
-        except UnsupportedError:  # then only the precision of the type counts
-            self._session = None
-
-    def add(self, feeds: Feeds, plain: Mapping[str, Any]) -> None:
-        if self._session is None:
-            return
-        try:
-            optimised = self._session.run(feeds)
-        except UnsupportedError:
-            self._session = None
-            return
-        for name, difference in self._found.items():
-            difference.add(plain[name], optimised[name])
-
-    def of(self, name: str) -> float:
-        found = self._found[name]
-        return 0.0 if found.problem else found.error
 
 
 def _inputs(
