@@ -182,7 +182,7 @@ def _not_useful(
     rivals = [i for i, n in enumerate(names) if n in BASELINES]
     best = max(rivals, key=lambda i: whole[i])
     if whole[at] <= whole[best]:
-        return f"{names[best]} ranks them as well"
+        return f"{names[best]} ranks them at least as well"
     if any(part[at] <= max(0.0, *(part[i] for i in rivals)) for part in parts):
         return "it is ahead by no more than one candidate"
     return ""
