@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from itertools import product
 from typing import Any
 
+import models
 import numpy as np
 import pytest
-from fakes import ToyCostModel
+from fakes import CompiledToy, LearnedToy, ToyCostModel
 
 from onnxnas.cost import Cost
 from onnxnas.divergence import Divergence
+from onnxnas.graph import from_model
 from onnxnas.objectives import Goal
-from onnxnas.pass_contract import Fitted
+from onnxnas.pass_contract import Fitted, Pass, Why
+from onnxnas.passes.depthwise_to_standard import DepthwiseToStandard
+from onnxnas.passes.resize_ibn import ResizeIbn
 from onnxnas.recovery_search import RecoverySearch, Single
-from onnxnas.search import Evaluator, Move, Trial, cost_from, cost_values
+from onnxnas.search import Evaluator, Move, Trial, cost_from, cost_values, figures_of
 from onnxnas.sites import Candidate, Choice, SearchSpace, Site
 
 LABELS = ("a", "b")
@@ -109,3 +114,58 @@ def test_what_a_journal_keeps_comes_back() -> None:
     assert back.agrees == judged.agrees
     whole = cost(123.0)
     assert cost_from(cost_values(whole), ToyCostModel.target) == whole
+
+
+def blocks() -> RecoverySearch:
+    """Two bottlenecks in a row; what goes in between belongs to both."""
+    b = models.ModelBuilder([1, 6, 8, 8])
+    graph = from_model(b.build(b.op("Relu", b.ibn(b.ibn(b.x, 6, 32, 6), 6, 32, 6))))
+    passes: dict[str, Pass] = {p.name: p for p in (ResizeIbn(), DepthwiseToStandard())}
+    sites = [s for p in passes.values() for s in p.find_sites(graph, LearnedToy.target, Why("x"))]
+    evaluator = Evaluator(graph, SearchSpace(tuple(sites)), passes, CompiledToy(), {})
+    nothing: Any = None
+    found = RecoverySearch(evaluator, nothing, nothing, predictor=LearnedToy())
+    for site in sites:
+        for choice in site.choices:
+            move = site.id, choice.label
+            (found.alone[move],) = evaluator.evaluate([Candidate.of(dict([move]))])
+            found.singles[move] = Single(0.0, Fitted({}, 0.0), Divergence(np.ones(1), np.zeros(0)))
+    return found
+
+
+GOAL = Goal(("latency", "quality"), (), (1.0, 1.0, 1.0, 1.0, 0.0), 1.0)
+
+
+def test_what_choices_do_to_each_other_is_predicted() -> None:
+    found = blocks()
+    problem = found.problem(GOAL)
+    rng = np.random.default_rng(0)
+    genes = problem.repaired(problem.drawn(rng, 12), rng)
+    trials = found.evaluator.evaluate([problem.candidate(row) for row in genes])
+    made = [i for i, t in enumerate(trials) if t.cost is not None]
+    compiled = np.array([figures_of(t.cost)[:2] for t in trials if t.cost is not None])
+    np.testing.assert_allclose(problem.table.figures(genes[made])[:, :2], compiled, rtol=1e-9)
+    found.predictor = None
+    sums = found.problem(GOAL).table.figures(genes[made])[:, :2]
+    assert (np.abs(sums / compiled - 1).max(axis=0) > 0.1).all()
+
+
+def test_without_time_for_that_costs_add_up() -> None:
+    found = blocks()
+    found.deadline = time.monotonic() - 1
+    assert found.problem(GOAL).table.live is None
+
+
+def test_decisions_that_stand_in_any_case_are_part_of_every_cost() -> None:
+    """One that a choice excludes is undone with it."""
+    found = blocks()
+    sites = {s.pass_name: s for s in found.space}
+    stands = sites["depthwise-to-standard"]
+    found.base = Candidate.of({stands.id: stands.choices[0].label})
+    move = next(m for m in found.singles if m[0] == sites["resize-ibn"].id)
+    found.singles = {move: found.singles[move]}
+    both = found.beside(Candidate.of(dict([move])))
+    (found.alone[move],) = found.evaluator.evaluate([both])
+    problem = found.problem(GOAL)
+    costs = problem.table.figures(np.array([[0], [problem.choices[0]]]))[:, 0]
+    assert costs.tolist() == [found.start.cycles, found.alone[move].cycles]
