@@ -5,8 +5,7 @@
 Networks: the real ones of `../shared/evalset` where they are, and sampled ones. Errors are those
 of the predicted peak relative to Vela's, per memory that holds activations: the SRAM where it is
 shared; where it is dedicated, the SRAM that serves as a cache and the DRAM behind it. `busiest` is
-the larger of them, `Cost.peak_activation_bytes`. How long kernels run decides which weights are
-brought to the SRAM ahead; those cycles are the compiler's here, as a good cost model's would be.
+the larger of them, `Cost.peak_activation_bytes`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import numpy as np
 
 from onnxnas.graph import static_view
 from onnxnas.hwmodels.ethos_u import card
-from onnxnas.hwmodels.measuring import kernel_cycles
 from onnxnas.hwmodels.peak_memory import peaks, weight_bytes
 from onnxnas.hwmodels.sampling import HELD_OUT_FAMILIES, TRAINING_FAMILIES, sample_network
 from onnxnas.hwmodels.vela import VelaCostModel
@@ -55,9 +53,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--networks", type=int, default=30, help="sampled networks")
     parser.add_argument("--first", type=int, default=600_000, help="number of the first one")
-    parser.add_argument(
-        "--guess", action="store_true", help="guess cycles of kernels instead of the compiler's"
-    )
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--worst", action="store_true", help="also print errors over 10 %%")
     args = parser.parse_args()
@@ -69,9 +64,8 @@ def main() -> None:
         kernels = split_kernels(view)
         for target in targets:
             truth = compilers[target].cost(view)
-            cycles = None if args.guess else kernel_cycles(kernels, truth).tolist()
             start = time.perf_counter()
-            found = {m: p.size for m, p in peaks(card(target), view, kernels, cycles).items()}
+            found = {m: p.size for m, p in peaks(card(target), view, kernels).items()}
             seconds.append(time.perf_counter() - start)
             for memory, size in truth.peak_bytes.items():
                 errors[target, group, memory].append(found.get(memory, 0) / size - 1)

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxnas.hwmodels.ethos_modelled import Modelled
 from onnxnas.hwmodels.kernel_table import KernelTable
 
 TERMS = ("work", "output", "input", "weights", "fixed", "far", "far_rows", "modelled")
 """Multiply-accumulates as an array does them (`_work`); bytes written and bytes read with
 channels rounded up to 16; bytes of encoded weights; one; bytes of DRAM, and those of them that
-lie row by row; cycles as the target's compiler would estimate them (`ethos_modelled`)."""
+lie row by row; cycles as the target's compiler would estimate them (`placement`)."""
 
 _ENOUGH = 8
 """Rows an operator needs for prices of its own."""
@@ -44,34 +43,28 @@ class Baseline:
     Attributes:
         prices: operator -> cycles per unit of each of `TERMS`; ``*`` for all others.
         ruling: operator -> the terms whose largest bound is the guess.
-        modelled: estimates for the target, or None: nothing is known about how it works.
     """
 
     prices: Mapping[str, tuple[float, ...]]
     ruling: Mapping[str, tuple[str, ...]]
-    modelled: Modelled | None = None
 
     @classmethod
-    def fit(
-        cls, table: KernelTable, cycles: NDArray[Any], modelled: Modelled | None = None
-    ) -> Baseline:
+    def fit(cls, table: KernelTable, cycles: NDArray[Any]) -> Baseline:
         """Prices from kernels that cost anything; NaN and zero are left out."""
-        units = terms(table, modelled)
+        units = terms(table)
         prices, ruling = {}, {}
         costs = np.nan_to_num(cycles) > 0
         for op in [*np.unique(table.ops).tolist(), _ANY]:
             rows = costs & ((table.ops == op) | (op == _ANY))
             if rows.sum() >= _ENOUGH or op == _ANY:
                 prices[str(op)], ruling[str(op)] = _fitted(units[rows], cycles[rows])
-        return cls(prices, ruling, modelled)
+        return cls(prices, ruling)
 
     def bounds(self, table: KernelTable) -> NDArray[np.float64]:
         """Cycles per row and term, [rows, len(TERMS)]."""
         names, codes = np.unique(table.ops, return_inverse=True)
         prices = np.array([self.prices.get(str(n), self.prices[_ANY]) for n in names])
-        result: NDArray[np.float64] = (
-            terms(table, self.modelled) * prices.reshape(-1, len(TERMS))[codes]
-        )
+        result: NDArray[np.float64] = terms(table) * prices.reshape(-1, len(TERMS))[codes]
         return np.maximum(result, _LEAST)
 
     def guess(self, table: KernelTable, bounds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -96,15 +89,14 @@ class Baseline:
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any], modelled: Modelled | None = None) -> Baseline:
-        """The reverse of `to_dict`, in which the estimates are not; of fewer `TERMS`, too."""
+    def from_dict(cls, fields: Mapping[str, Any]) -> Baseline:
+        """The reverse of `to_dict`; of fewer `TERMS`, too."""
         return cls(
             {
                 op: (*v["prices"], *[0.0] * (len(TERMS) - len(v["prices"])))
                 for op, v in fields.items()
             },
             {op: tuple(v["ruling"]) for op, v in fields.items()},
-            modelled,
         )
 
 
@@ -129,9 +121,8 @@ def _fitted(
     return tuple(float(p) * typical for p in lowest), tuple(TERMS[i] for i in chosen)
 
 
-def terms(table: KernelTable, modelled: Modelled | None = None) -> NDArray[np.float64]:
+def terms(table: KernelTable) -> NDArray[np.float64]:
     """Amounts of work and traffic, [rows, len(TERMS)]."""
-    cycles = np.zeros(len(table)) if modelled is None else modelled.cycles(table)
     cin, cout = table["in_channels"], table["out_channels"]
     return np.stack(
         [
@@ -142,7 +133,7 @@ def terms(table: KernelTable, modelled: Modelled | None = None) -> NDArray[np.fl
             np.ones(len(table)),
             table["far_in"] + table["far_out"],
             table["far_rows"],
-            cycles,
+            table["modelled"],
         ],
         axis=1,
     )

@@ -24,7 +24,6 @@ from onnxnas.cost import Cost, KernelCost, KernelCostModel, SeenKernel, Target
 from onnxnas.errors import UsageError
 from onnxnas.hwmodels.baseline import Baseline
 from onnxnas.hwmodels.coverage import Coverage
-from onnxnas.hwmodels.ethos_modelled import Modelled
 from onnxnas.hwmodels.features import FEATURES, feature_matrix
 from onnxnas.hwmodels.kernel_table import KernelTable
 from onnxnas.hwmodels.peak_memory import live_bytes, stored_weights, with_memory
@@ -78,7 +77,7 @@ class CatBoostCostModel(KernelCostModel):
         self._trees = trees
         self._ops: list[str] = list(entry["ops"])
         self._activations: list[str] = list(entry["activations"])
-        self._baseline = Baseline.from_dict(entry["baseline"], Modelled(target))
+        self._baseline = Baseline.from_dict(entry["baseline"])
         names = list(FEATURES)
         self._columns = [names.index(name) for name in entry["features"]]
         self._coverage = Coverage.from_dict(entry["coverage"])

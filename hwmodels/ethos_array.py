@@ -24,6 +24,8 @@ class Work(NamedTuple):
         window, strides, dilations: (height, width).
         stripe: output rows made at once inside a cascade, else 0.
         enlarges: every value is read as two by two (U55, U65).
+        sparse: of four weights next to each other, two are zero (U85).
+        broadcast: an elementwise operator's other input is smaller.
     """
 
     kind: str
@@ -34,6 +36,8 @@ class Work(NamedTuple):
     dilations: tuple[int, int] = (1, 1)
     stripe: int = 0
     enlarges: bool = False
+    sparse: bool = False
+    broadcast: bool = False
 
 
 class Block(NamedTuple):
@@ -85,6 +89,15 @@ def window_extent(work: Work) -> tuple[int, int]:
     """Dilated window."""
     height, width = ((w - 1) * d + 1 for w, d in zip(work.window, work.dilations, strict=True))
     return height, width
+
+
+def one_stripe(work: Work) -> Work:
+    """What is done at once inside a cascade."""
+    if not work.stripe or work.stripe >= work.ofm[0]:
+        return work
+    rows = (work.stripe - 1) * work.strides[0] + window_extent(work)[0]
+    ifm = (min(work.ifm[0], rows), *work.ifm[1:])
+    return work._replace(ifm=ifm, ofm=(work.stripe, *work.ofm[1:]), stripe=0)
 
 
 def storage_granule(depth: int, unit: Size) -> Size:

@@ -22,6 +22,7 @@ from onnxnas.hwmodels.ethos_array import (
     Block,
     Size,
     Work,
+    one_stripe,
     storage_granule,
     up,
     window_extent,
@@ -35,20 +36,18 @@ def choose(work: Work, array: Array) -> Block:
         work: the operator.
         array: of the target.
     """
-    if work.stripe and work.stripe < work.ofm[0]:
-        rows = (work.stripe - 1) * work.strides[0] + window_extent(work)[0]
-        work = work._replace(
-            ifm=(min(work.ifm[0], rows), *work.ifm[1:]), ofm=(work.stripe, *work.ofm[1:])
-        )
+    work = one_stripe(work)
     if array.family != "ethos-u85":
         return _searched(work, array, array.units[0], _part_kernel(work, array))
     part = work.kind == "conv" and _part_kernel(work, array)
     unit = _unit(work, array)
     if work.kind == "resize":
-        size = (1, min(up(work.ofm[1], unit[1]), 128), BRICK)
+        size = (1, 128, BRICK)
         return Block(size, size, unit, False)
     if work.kind == "elementwise":
         size = elementwise(work, array, unit)
+        if work.broadcast:
+            size = (min(up(work.ofm[0], unit[0]), array.largest[0]), 2 * BRICK, BRICK)
         return Block(size, size, unit, False)
     if work.kind in ("depthwise", "pool"):
         return fitted(work, array, unit)

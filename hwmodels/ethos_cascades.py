@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from onnxnas.hwmodels.ethos_array import BRICK
 from onnxnas.hwmodels.ethos_step import Step
-from onnxnas.hwmodels.ethos_steps import BRICK, Steps
+from onnxnas.hwmodels.ethos_steps import Steps
 from onnxnas.memory import Buffer
 
 _CASCADABLE = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "PRelu"})
@@ -25,12 +26,14 @@ class Cascade:
     Attributes:
         rolling: bytes of the buffer in front of each step but the first.
         size: bytes it was judged to need, with what lives beside it.
+        stripes: output rows that each step makes at once.
     """
 
     first: int
     last: int
     rolling: Mapping[int, int]
     size: int
+    stripes: Mapping[int, int]
 
 
 class Cascades:
@@ -42,7 +45,6 @@ class Cascades:
         spilling: tensors live in another memory, and stripes are what keeps them out of it;
             otherwise all share this memory and cascades are made where it overflows.
         live: per step, bytes alive while it runs, were nothing cascaded.
-        weights: per step, bytes of its weights where they would be buffered whole.
     """
 
     def __init__(
@@ -51,29 +53,30 @@ class Cascades:
         limit: int,
         spilling: bool,
         live: Sequence[int],
-        weights: Sequence[int],
     ) -> None:
         self._steps, self._list = steps, steps.steps
         self._limit, self._spilling = limit, spilling
-        self._weights = weights
         self._live = live
         self._readers, self._writers = steps.readers(), steps.writers()
         self._spans = _last_reads(self._list)
 
-    def find(self) -> list[Cascade]:
-        """The cascades, in order."""
+    def lowest(self) -> list[Cascade]:
+        """The cascades with the lowest stripes, in order."""
         stripes = [self._least(i) for i in range(len(self._list))]
-        found = self._build(0, len(self._list), stripes, None)
-        return [better for cascade in found for better in self._improved(cascade)]
+        return self._build(0, len(self._list), stripes, None)
 
-    def _improved(self, cascade: Cascade) -> list[Cascade]:
-        """The same steps with the highest stripes that still fit."""
+    def improved(self, cascade: Cascade, weights: Mapping[int, int]) -> list[Cascade]:
+        """The same steps with the highest stripes that still fit.
+
+        Args:
+            cascade: with the lowest stripes.
+            weights: per step, bytes of weights that are brought for it whole.
+        """
         rows = self._rows(cascade.last)
         best: list[Cascade] | None = None
         most = 0
         height = self._least(cascade.last) + 1
         beside = max(0, self._live_beside(cascade))
-        weights = list(self._weights) if self._spilling else [0] * len(self._list)
         while height <= (rows + 1) // 2:
             stripes = [0] * len(self._list)
             stripe = height
@@ -103,7 +106,7 @@ class Cascades:
         return self._live[cascade.first] - self._local(cascade.first)
 
     def _build(
-        self, first: int, end: int, stripes: Sequence[int], weights: Sequence[int] | None
+        self, first: int, end: int, stripes: Sequence[int], weights: Mapping[int, int] | None
     ) -> list[Cascade]:
         found: list[Cascade] = []
         peak = self._limit
@@ -128,13 +131,13 @@ class Cascades:
         start: int,
         end: int,
         stripes: Sequence[int],
-        weights: Sequence[int] | None,
+        weights: Mapping[int, int] | None,
         peak: int,
     ) -> Cascade | None:
         source = self._list[start].reads[0]
         stored = 0 if self._spilling else self._steps.size(source)
         source_end = self._spans.get(source, -1)
-        buffers = 0 if weights is None else weights[start]
+        buffers = (weights or {}).get(start, 0)
         beside = 0 if self._spilling else max(0, self._live[start] - self._local(start))
         best, best_size, best_rolling = start, self._live[start], {}
         rolling: dict[int, int] = {}
@@ -142,7 +145,8 @@ class Cascades:
         while i + 1 < end and self._linked(i, i + 1, stripes[i + 1]):
             i += 1
             rolling[i] = self._rolling(i - 1, i, stripes)
-            buffers += rolling[i] + (0 if weights is None else weights[i])
+            again = self._in_place(i - 1) and rolling[i] == rolling.get(i - 1)
+            buffers += (0 if again else rolling[i]) + (weights or {}).get(i, 0)
             if self._spilling:
                 if self._alone(i) < peak or buffers > peak:
                     break
@@ -158,11 +162,12 @@ class Cascades:
                 break
         if best == start:
             return None
-        return Cascade(start, best, best_rolling, best_size)
+        rows = {i: stripes[i] for i in range(start, best + 1)}
+        return Cascade(start, best, best_rolling, best_size, rows)
 
     def _cascadable(self, i: int, stripe: int) -> bool:
         step = self._list[i]
-        kind = step.op in _CASCADABLE or step.elementwise
+        kind = step.op in _CASCADABLE or step.arithmetic
         kind = kind or (step.op in _ENLARGING and step.enlarges > 1)
         return (
             kind
@@ -207,7 +212,20 @@ class Cascades:
     def _alone(self, i: int) -> int:
         """Bytes a step reads and writes, whole."""
         step = self._list[i]
-        return self._steps.size(step.reads[0]) + self._steps.size(step.writes[0])
+        own = self._steps.size(step.reads[0])
+        return own if self._in_place(i) else own + self._steps.size(step.writes[0])
+
+    def _in_place(self, i: int) -> bool:
+        """Whether an elementwise step can write over its first input."""
+        step = self._list[i]
+        source, target = step.reads[0], step.writes[0]
+        return (
+            step.arithmetic
+            and source not in self._steps.outputs
+            and self._readers[source] == 1
+            and self._writers[target] == 1
+            and self._steps.size(source) == self._steps.size(target)
+        )
 
     def _local(self, i: int) -> int:
         step = self._list[i]

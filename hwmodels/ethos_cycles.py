@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from onnxnas.cost import Target
 from onnxnas.hwmodels.ethos_array import BRICK, SUBKERNEL, Array, Block, Size, Work, up
 from onnxnas.hwmodels.ethos_blocks import choose
+from onnxnas.hwmodels.ethos_chips import ACCELERATORS, MEMORIES, Memory
 
 _MACS_LANES = 8
 """Input channels, or half the window elements, that meet in one step."""
@@ -29,58 +30,33 @@ class Where(NamedTuple):
 
     Attributes:
         in_far, out_far: in DRAM, not in SRAM.
+        constant_input: it reads zeros from where weights are kept.
         in_rows, out_rows: row by row, not in bricks.
-        weights: bytes of encoded weights.
-        staged: they are brought to the SRAM first.
-        more_near, more_far: bytes that are read besides the input, from SRAM and from DRAM.
+        weights, scales: bytes of encoded weights, and of the biases and scales beside them.
+        staged: weights are brought to the SRAM first.
+        concurrent: bytes of them that are brought while the operator runs.
+        more: what is read besides the input: bytes, whether from DRAM, whether row by row.
         constant_channels: of a constant with one value per channel that is read too.
         written_channels: output channels that count as written, where they are not its own.
+        chained: what it makes goes on to a step inside it that reads something else, too: its
+            results then count as not written.
         speeds: of the output unit for each of its passes, see `Chip`.
     """
 
     in_far: bool = False
     out_far: bool = False
+    constant_input: bool = False
     in_rows: bool = False
     out_rows: bool = False
     weights: float = 0.0
+    scales: float = 0.0
     staged: bool = False
-    more_near: float = 0.0
-    more_far: float = 0.0
+    concurrent: float = 0.0
+    more: tuple[tuple[float, bool, bool], ...] = ()
     constant_channels: int = 0
     written_channels: int = 0
+    chained: bool = False
     speeds: tuple[str, ...] = ("plain",)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """A memory as seen from the NPU.
-
-    Attributes:
-        rate: bytes per cycle.
-        read_latency, write_latency: cycles.
-        burst: bytes.
-        reads, writes: transfers under way, all ports together.
-    """
-
-    rate: float
-    read_latency: int
-    write_latency: int
-    burst: int
-    reads: int = 0
-    writes: int = 0
-
-    def channel(self, words: int | None) -> float:
-        """Bytes per cycle through one of the NPU's channels.
-
-        Args:
-            words: 16-byte words it can have under way; None for writing.
-        """
-        if words is None:
-            under_way, latency = 0.8 * self.writes, self.write_latency
-        else:
-            slots = words / max(self.burst // 16, 1)
-            under_way, latency = min(slots, 0.8 * self.reads), self.read_latency
-        return min(self.rate, 0.8 * self.burst * under_way / latency)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +78,7 @@ class Chip:
     speeds: Mapping[str, float]
     words: Mapping[str, int] | None = None
     _blocks: dict[Work, Block] = field(default_factory=dict, repr=False)
+    _computing: dict[Any, float] = field(default_factory=dict, repr=False)
 
     @property
     def new(self) -> bool:
@@ -113,47 +90,117 @@ class Chip:
         """Of a card; None for other hardware and configurations that are not known here."""
         config = target.config
         accelerator = config.get("accelerator", "")
-        memories = _MEMORIES.get(config.get("system_config", ""))
-        if accelerator not in _CHIPS or memories is None:
+        memories = MEMORIES.get(config.get("system_config", ""))
+        if accelerator not in ACCELERATORS or memories is None:
             return None
         near, other = memories
         dedicated = config["memory_mode"].startswith("Dedicated_Sram")
-        array, speeds, words = _CHIPS[accelerator]
+        array, speeds, words = ACCELERATORS[accelerator]
         return cls(array, near, other if dedicated else near, other, speeds, words)
 
     def cycles(self, work: Work, where: Where) -> float:
-        """Cycles of one operator.
+        """Cycles of one operator, transfers of weights before it left out.
 
         Args:
             work: what is computed.
             where: its data lies.
         """
+        return max(self.computing(work, where), self.moving(work, where))
+
+    def computing(
+        self, work: Work, where: Where, depth: int = 0, ends: tuple[bool, bool] = (True, True)
+    ) -> float:
+        """Cycles of multipliers and output unit.
+
+        Args:
+            work: what is computed.
+            where: its data lies.
+            depth: channels of the slice that is made, 0 for all of them.
+            ends: whether nothing runs before that slice, and whether nothing runs after it.
+        """
+        key = (work, where, depth, ends)
+        known = self._computing.get(key)
+        if known is None:
+            if len(self._computing) >= _MOST_REMEMBERED:
+                self._computing.clear()
+            known = self._computing[key] = self._arithmetic(work, where, depth, ends)
+        return known
+
+    def moving(self, work: Work, where: Where) -> float:
+        """Cycles that the busiest memory takes."""
+        return max(self._traffic(work, where, self.block(work)))
+
+    def block(self, work: Work) -> Block:
+        """What is worked on at once."""
         block = self._blocks.get(work)
         if block is None:
             if len(self._blocks) >= _MOST_REMEMBERED:
                 self._blocks.clear()
             block = self._blocks[work] = choose(work, self.array)
-        return max(self._arithmetic(work, where, block), *self._traffic(work, where, block))
+        return block
 
-    def transfer(self, work: Work, where: Where) -> float:
-        """Cycles it takes to bring an operator's weights and scales to the SRAM."""
-        unit = self.array.units[0][2] if self.new else BRICK
-        size = where.weights + 10 * up(work.ofm[2], unit)
-        words = None if self.words is None else self.words["stream"]
-        rate = self.constant.rate if words is None else self.constant.channel(words)
-        return size / rate + self.constant.read_latency
+    def repeats(self, work: Work) -> int:
+        """How often all weights are read."""
+        ofm = _least(work.ofm, self.block(work).ofm)
+        return -(-work.ofm[0] // ofm[0]) * -(-work.ofm[1] // ofm[1])
+
+    def fetched(self, work: Work, rows: bool, depth: int = 0) -> float:
+        """Bytes of its input that an operator reads, those it reads again included.
+
+        Args:
+            work: what is computed.
+            rows: its input lies row by row.
+            depth: channels of the slice that is made, 0 for all of them.
+        """
+        block = self.block(work)
+        inner = work.ifm[2] if rows else up(work.ifm[2], BRICK)
+        if work.kind in ("elementwise", "resize"):
+            return float(work.ifm[0] * work.ifm[1] * inner)
+        ifm, ofm = _least(work.ifm, block.ifm), _least(work.ofm, block.ofm)
+        passes = 1
+        if work.kind != "product":
+            passes = math.prod(-(-w // SUBKERNEL) for w in work.window)
+        deep = 1
+        if work.kind not in ("depthwise", "pool", "copy"):
+            deep = -(-(depth or work.ofm[2]) // ofm[2])
+        return float(ifm[0] * ifm[1] * inner * passes * self.repeats(work) * deep)
+
+    def reading(self, memory: Memory, size: float, channel: str) -> float:
+        """Cycles of reading bytes.
+
+        Args:
+            memory: of this chip.
+            size: bytes.
+            channel: of the NPU, ``input`` or ``weights``.
+        """
+        return size / self._rate(memory, channel) + memory.read_latency
+
+    def transfer(self, size: float) -> float:
+        """Cycles it takes to bring bytes of weights to the SRAM."""
+        return max(
+            size / self._rate(self.constant, "stream") + self.constant.read_latency,
+            size / self._rate(self.near, "write") + self.near.write_latency,
+        )
+
+    def _rate(self, memory: Memory, channel: str) -> float:
+        if self.words is None:
+            return memory.rate
+        return memory.channel(None if channel == "write" else self.words[channel])
 
     # Arithmetic
 
-    def _arithmetic(self, work: Work, where: Where, block: Block) -> float:
+    def _arithmetic(self, work: Work, where: Where, depth: int, ends: tuple[bool, bool]) -> float:
+        block = self.block(work)
+        first, last = self._ends(work, where, block)
+        if depth:
+            work = work._replace(ofm=(*work.ofm[:2], depth))
         size = _least(work.ofm, block.ofm)
         # Passes joined by "+" run at once, others one after the other.
         per_value = sum(max(self.speeds[s] for s in p.split("+")) for p in where.speeds)
-        first, last = self._ends(work, where, block)
         if work.kind in ("elementwise", "resize"):
             ofm = work.ofm if where.out_rows else (*work.ofm[:2], up(work.ofm[2], BRICK))
-            ends = max(first, last) if self.new else first + last
-            issue = (ends / math.prod(block.ofm) + per_value) / 4
+            both = max(first, last) if self.new else first + last
+            issue = (both / math.prod(block.ofm) + per_value) / 4
             return max(per_value, issue) * math.prod(ofm)
         unit = block.unit
         dense = work.kind in ("conv", "product")
@@ -170,7 +217,8 @@ class Chip:
         count = math.prod(-(-s // u) for s, u in zip(work.ofm, unit, strict=True)) / inside
         issue = ((abs(last - first) if count > 1 else 0) + busy + out) / 4
         busy, out = max(busy, issue), max(out, issue)
-        return max(busy, out) * count + min(busy, out) + first + last
+        total = max(busy, out) * count + first * ends[0] + last * ends[1]
+        return total + (min(busy, out) if ends[1] or out >= busy else 0.0)
 
     def _multiplying(self, work: Work, block: Block, size: Size, unit: Size) -> float:
         """Cycles of the multipliers for one block."""
@@ -203,11 +251,13 @@ class Chip:
                 total += cycles + wait
         if work.kind in ("conv", "product"):
             total *= -(-work.ifm[2] // depth)
-        return total if self.new else total // self.array.cores
+        if self.new:
+            return total / 2 if work.sparse else total
+        return total // self.array.cores
 
     def _ends(self, work: Work, where: Where, block: Block) -> tuple[float, float]:
         """Cycles until the first block is read, and until the last one is written."""
-        source = self.far if where.in_far else self.near
+        source = self._source(where)
         target = self.far if where.out_far else self.near
         read = self._bursts(
             math.prod(_least(work.ifm, block.ifm)), source, block.ifm, work.ifm, where.in_rows
@@ -225,23 +275,18 @@ class Chip:
             target.write_latency + written // target.rate,
         )
 
+    def _source(self, where: Where) -> Memory:
+        if where.constant_input:
+            return self.constant
+        return self.far if where.in_far else self.near
+
     # Traffic
 
     def _traffic(self, work: Work, where: Where, block: Block) -> list[float]:
         """Cycles that each memory is busy."""
-        ifm, ofm = _least(work.ifm, block.ifm), _least(work.ofm, block.ofm)
-        counts = [-(-n // b) for n, b in zip(work.ofm, ofm, strict=True)]
-        again = counts[0] * counts[1]
-        depth = work.ifm[2] if where.in_rows else up(work.ifm[2], BRICK)
-        if work.kind in ("elementwise", "resize"):
-            fetched: float = work.ifm[0] * work.ifm[1] * depth
-        else:
-            passes = 1
-            if work.kind != "product":
-                passes = math.prod(-(-w // SUBKERNEL) for w in work.window)
-            deep = 1 if work.kind in ("depthwise", "pool", "copy") else counts[2]
-            fetched = float(ifm[0] * ifm[1] * depth * passes * again * deep)
-        source = self.far if where.in_far else self.near
+        again = self.repeats(work)
+        fetched = self.fetched(work, where.in_rows)
+        source = self._source(where)
         target = self.far if where.out_far else self.near
         read = self._bursts(fetched, source, block.ifm, work.ifm, where.in_rows)
         written = float(work.ofm[0] * work.ofm[1])
@@ -250,20 +295,25 @@ class Chip:
         written = self._bursts(written, target, block.ofm, work.ofm, where.out_rows, True)
         loads: list[tuple[Memory, str, float]] = [
             (source, "stream" if work.kind in ("elementwise", "resize") else "input", read),
-            (target, "write", written),
-            (self.near, "stream", where.more_near),
-            (self.far, "stream", where.more_far),
+            (target, "write", 0.0 if where.chained else written),
         ]
+        for values, far, rows in where.more:
+            memory = self.far if far else self.near
+            size = self._bursts(values, memory, block.ifm, work.ofm, rows)
+            loads.append((memory, "stream", size))
         if where.constant_channels and not self.new:
-            values = float(work.ofm[0] * work.ofm[1] * up(work.ofm[2], BRICK))
+            deep = work.ofm[2] if where.in_rows else up(work.ofm[2], BRICK)
+            values = float(work.ofm[0] * work.ofm[1] * deep)
             shape = (1, 1, where.constant_channels)
             size = self._bursts(values, self.constant, block.ifm, shape, True)
             loads.append((self.constant, "stream", size))
         if where.weights:
             home = self.near if where.staged else self.constant
             loads.append((home, "weights", where.weights * again))
-            scales = 10 * up(work.ofm[2], block.unit[2] if self.new else BRICK)
-            loads.append((self.constant if self.new else home, "scales", scales * again))
+            loads.append((self.constant, "scales", where.scales * again))
+        if where.concurrent:
+            loads.append((self.constant, "stream", where.concurrent))
+            loads.append((self.near, "write", where.concurrent))
         return [self._busy(m, loads) for m in {m: None for m, _, _ in loads}]
 
     def _busy(self, memory: Memory, loads: list[tuple[Memory, str, float]]) -> float:
@@ -271,13 +321,10 @@ class Chip:
         total = sum(size for _, size in own) / memory.rate
         if self.words is None:
             return total
-        return max(
-            total,
-            *(
-                size / memory.channel(None if name == "write" else self.words[name])
-                for name, size in own
-            ),
-        )
+        through: dict[str, float] = {}
+        for name, size in own:
+            through[name] = through.get(name, 0.0) + size / self._rate(memory, name)
+        return max(total, *through.values())
 
     def _bursts(
         self,
@@ -304,56 +351,3 @@ class Chip:
 
 def _least(a: Size, b: Size) -> Size:
     return min(a[0], b[0]), min(a[1], b[1]), min(a[2], b[2])
-
-
-_MEMORIES: Mapping[str, tuple[Memory, Memory]] = {
-    "Ethos_U55_High_End_Embedded": (Memory(8.0, 32, 32, 32), Memory(1.0, 64, 0, 128)),
-    "Ethos_U65_Embedded": (Memory(16.0, 32, 32, 32), Memory(1.0, 64, 0, 128)),
-    "Ethos_U65_High_End": (Memory(16.0, 32, 32, 32), Memory(3.75, 500, 250, 128)),
-    "Ethos_U85_SYS_DRAM_Mid": (
-        Memory(32.0, 32, 32, 64, 16, 16),
-        Memory(12.0, 500, 250, 128, 64, 32),
-    ),
-}
-"""System configuration -> SRAM, and the memory behind it."""
-
-_U55_128 = Array("ethos-u55", 1, ((1, 2, 8),), banks=24, input_granule=4, sum_granule=8)
-_U55_256 = Array("ethos-u55", 1, ((2, 2, 8),), banks=48, input_granule=8, sum_granule=16)
-_U65_512 = Array("ethos-u55", 2, ((2, 2, 8),), banks=48, input_granule=8, sum_granule=16)
-_U85_512 = Array(
-    "ethos-u85", 2, ((2, 2, 16), (1, 4, 16)),
-    input_bytes=16384, sum_bytes=32768, output_bytes=3072, chain_bytes=4096,
-)  # fmt: skip
-_U85_2048 = Array(
-    "ethos-u85", 4, ((2, 2, 64), (1, 4, 64), (4, 4, 16)),
-    input_bytes=32768, sum_bytes=131072, output_bytes=12288, chain_bytes=8192,
-)  # fmt: skip
-_U85_CHANNELS: Mapping[int, Mapping[str, int]] = {
-    512: {"stream": 128, "weights": 256, "input": 128, "scales": 16},
-    2048: {"stream": 256, "weights": 512, "input": 256, "scales": 16},
-}
-
-
-def _speeds(
-    plain: float, clamp: float, table: float, maximum: float, add: float, multiply: float
-) -> Mapping[str, float]:
-    return {
-        "plain": plain, "clamp": clamp, "table": table, "maximum": maximum, "add": add,
-        "multiply": multiply,
-    }  # fmt: skip
-
-
-_FAST = _speeds(0.25, 0.25, 1.0, 0.125, 0.75, 0.375)
-_CHIPS: Mapping[str, tuple[Array, Mapping[str, float], Mapping[str, int] | None]] = {
-    "ethos-u55-128": (_U55_128, _speeds(0.5, 0.5, 1.0, 0.25, 1.5, 0.75), None),
-    "ethos-u55-256": (_U55_256, _FAST, None),
-    "ethos-u65-256": (_U55_256, _FAST, None),
-    "ethos-u65-512": (_U65_512, _speeds(0.125, 0.125, 0.5, 0.0625, 0.375, 0.1875), None),
-    "ethos-u85-512": (_U85_512, _speeds(*[0.125] * 6), _U85_CHANNELS[512]),
-    "ethos-u85-2048": (
-        _U85_2048,
-        _speeds(0.03125, 0.03125, 0.0625, 0.03125, 0.03125, 0.03125),
-        _U85_CHANNELS[2048],
-    ),
-}
-"""Accelerator -> its inside, speeds of its output unit, words of its channels."""

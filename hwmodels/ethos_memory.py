@@ -7,31 +7,19 @@ dedicated SRAM, activations belong in DRAM and the SRAM is a cache for what is w
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from onnxnas.cost import Target
 from onnxnas.hwmodels.ethos_cascades import Cascade, Cascades, moments, rolling_buffers
-from onnxnas.hwmodels.ethos_staging import staged
+from onnxnas.hwmodels.ethos_cycles import Chip
+from onnxnas.hwmodels.ethos_schedule import Costs
+from onnxnas.hwmodels.ethos_staging import eligible, staged
 from onnxnas.hwmodels.ethos_steps import Steps
-from onnxnas.hwmodels.ethos_weights import (
-    SCALE_BYTES,
-    WeightTraffic,
-    encoded_bytes,
-    weight_buffers,
-)
+from onnxnas.hwmodels.ethos_weights import encoded_bytes
 from onnxnas.kernels import Kernel
 from onnxnas.memory import Buffer, Peak, peak
-
-_WEIGHT_RATES: Mapping[str, float] = {
-    "Ethos_U55_High_End_Embedded": 1.0,
-    "Ethos_U65_Embedded": 1.0,
-    "Ethos_U65_High_End": 3.75,
-    "Ethos_U85_SYS_DRAM_Mid": 8.0,
-}
-"""System configuration -> bytes per core cycle that weights come in with."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +27,29 @@ class System:
     """What planning needs to know about a target.
 
     Attributes:
+        chip: how the NPU works.
         limit: bytes of SRAM that may be used, or that are aimed at.
         spilling: activations belong in DRAM, the SRAM is a cache.
-        chaining: see `Steps`.
         family: ``ethos-u55``, ``ethos-u65`` or ``ethos-u85``.
-        weight_rate: bytes per cycle from the memory that holds weights.
-        macs_per_cycle: at best.
     """
 
+    chip: Chip
     limit: int
     spilling: bool
-    chaining: bool
     family: str
-    weight_rate: float
-    macs_per_cycle: int
 
     @classmethod
-    def of(cls, target: Target) -> System:
-        """Of an Ethos-U card."""
+    def of(cls, target: Target) -> System | None:
+        """Of an Ethos-U card; None for other hardware and configurations not known here."""
+        chip = Chip.of(target)
+        if chip is None:
+            return None
         config = target.config
         return cls(
+            chip=chip,
             limit=int(config["arena_bytes"]),
             spilling=config["memory_mode"].startswith("Dedicated_Sram"),
-            chaining=config["accelerator"].startswith("ethos-u85"),
             family="-".join(config["accelerator"].split("-")[:2]),
-            weight_rate=_WEIGHT_RATES.get(config["system_config"], 1.0),
-            macs_per_cycle=target.macs_per_cycle,
         )
 
 
@@ -79,6 +64,8 @@ class Arrangement:
         far: feature maps in DRAM.
         rolling: buffers inside cascades, in SRAM.
         weights: SRAM for weights, named after what their steps write.
+        cycles: of each kernel, by the compiler's rules; 0 where they are not known.
+        left: tensors in DRAM.
     """
 
     steps: Steps
@@ -87,23 +74,19 @@ class Arrangement:
     far: Sequence[Buffer] = ()
     rolling: Sequence[Buffer] = ()
     weights: Sequence[Buffer] = ()
+    cycles: Sequence[float] = ()
+    left: Collection[str] = ()
 
 
-def plan(
-    graph: Any,
-    kernels: Sequence[Kernel],
-    system: System,
-    cycles: Sequence[float] | None = None,
-) -> dict[str, Peak]:
+def plan(graph: Any, kernels: Sequence[Kernel], system: System) -> dict[str, Peak]:
     """Peak use of each memory that holds activations, ``sram`` and, where spilling, ``dram``.
 
     Args:
         graph: `gs.Graph` with static shapes.
         kernels: its kernels.
         system: the target.
-        cycles: expected cycles of each kernel; guessed from work and traffic without.
     """
-    found = arrange(graph, kernels, system, cycles)
+    found = arrange(graph, kernels, system)
     near = {"sram": peak([*found.near, *found.rolling, *found.weights])}
     if not system.spilling or not found.steps.steps:
         return near
@@ -113,7 +96,7 @@ def plan(
 def live_bytes(graph: Any, kernels: Sequence[Kernel], system: System) -> list[int]:
     """Bytes in the fuller of the memories that hold activations while each kernel runs.
 
-    Their largest is the largest of `plan` without `cycles`; 0 for kernels without a step.
+    Their largest is the largest of `plan`; 0 for kernels without a step.
     """
     found = arrange(graph, kernels, system)
     result = [0] * len(kernels)
@@ -131,50 +114,59 @@ def live_bytes(graph: Any, kernels: Sequence[Kernel], system: System) -> list[in
     return result
 
 
-def arrange(
-    graph: Any,
-    kernels: Sequence[Kernel],
-    system: System,
-    cycles: Sequence[float] | None = None,
-) -> Arrangement:
+def arrange(graph: Any, kernels: Sequence[Kernel], system: System) -> Arrangement:
     """Schedule a network and place its tensors; arguments as of `plan`."""
+    chip = system.chip
     weights = [encoded_bytes(k, system.family) for k in kernels]
-    weights = [
-        w + SCALE_BYTES * k.out_channels if w else 0.0
-        for w, k in zip(weights, kernels, strict=True)
-    ]
-    steps = Steps(graph, kernels, system.chaining, weights)
+    steps = Steps(graph, kernels, chip.new, weights)
     if not steps.steps:
-        return Arrangement(steps)
+        return Arrangement(steps, cycles=[0.0] * len(kernels))
     times = moments(len(steps.steps), ())
-    maps = feature_maps(steps, times)
-    costs = _step_cycles(steps, kernels, cycles, system)
-    traffic = WeightTraffic(system.weight_rate, system.chaining, system.limit)
-    if not system.spilling:
-        buffers = weight_buffers(steps, kernels, costs, times, traffic, {})
-        if peak([*maps, *buffers]).size <= system.limit:
-            return Arrangement(steps, near=maps, weights=buffers)
+    maps, _ = feature_maps(steps, times, (), steps.tensors())
     live = _live(maps, times)
-    sizes = [round(s.weight_bytes) for s in steps.steps]
-    cascades = Cascades(steps, system.limit, system.spilling, live, sizes).find()
+    if not system.spilling:
+        costs = Costs(chip, steps, kernels)
+        brought = costs.weights(times, live, system.limit, False)
+        if peak([*maps, *brought.buffers]).size <= system.limit:
+            cycles = costs.cycles((), brought)
+            return Arrangement(steps, (), maps, (), (), brought.buffers, cycles)
+    cascades = _cascades(steps, kernels, system, live)
     times = moments(len(steps.steps), cascades)
     rolling = rolling_buffers(steps, cascades, times)
     skipped = {b.name for b in rolling}
-    maps = [b for b in feature_maps(steps, times, cascades) if b.name not in skipped]
-    held = _at(rolling if system.spilling else [*rolling, *maps], times[-1] + 3)
-    buffers = weight_buffers(
-        steps, kernels, costs, times, traffic, {i: held[t] for i, t in enumerate(times)}, cascades
-    )
+    maps, _ = feature_maps(steps, times, cascades, steps.tensors() - skipped)
+    taken = _live(rolling if system.spilling else [*rolling, *maps], times)
+    costs = Costs(chip, steps, kernels, cascades)
+    brought = costs.weights(times, taken, system.limit, system.spilling)
     if not system.spilling:
-        return Arrangement(steps, cascades, maps, (), rolling, buffers)
-    near, far = staged(steps, maps, [*rolling, *buffers], cascades, times, system.limit)
-    return Arrangement(steps, cascades, near, far, rolling, buffers)
+        cycles = costs.cycles((), brought)
+        return Arrangement(steps, cascades, maps, (), rolling, brought.buffers, cycles)
+    wanted = eligible(steps, cascades)
+    candidates, places = feature_maps(steps, times, cascades, wanted)
+    fixed = [*rolling, *brought.buffers]
+    kept = staged(steps, candidates, places, fixed, cascades, times, system.limit, costs.accesses())
+    near, _ = feature_maps(steps, times, cascades, kept)
+    left = steps.tensors() - kept - skipped
+    far, _ = feature_maps(steps, times, cascades, left)
+    cycles = costs.cycles(left, brought)
+    return Arrangement(steps, cascades, near, far, rolling, brought.buffers, cycles, left)
 
 
 def feature_maps(
-    steps: Steps, times: Sequence[int], cascades: Sequence[Cascade] = ()
-) -> list[Buffer]:
-    """Buffers of all activations; a step at moment t keeps what it touches until t + 1."""
+    steps: Steps, times: Sequence[int], cascades: Sequence[Cascade], names: Collection[str]
+) -> tuple[list[Buffer], dict[str, str]]:
+    """Buffers of tensors of one memory; a step at moment t keeps what it touches until t + 1.
+
+    Args:
+        steps: the schedule.
+        times: moment of each step.
+        cascades: of the schedule.
+        names: the tensors.
+
+    Returns:
+        Buffers, and the name of the buffer that each tensor is in: an elementwise step may write
+        over what it reads.
+    """
     readers, writers = steps.readers(), steps.writers()
     inside = {i for c in cascades for i in range(c.first, c.last + 1)}
     shared: dict[str, str] = {}
@@ -189,10 +181,11 @@ def feature_maps(
     for i, (step, time) in enumerate(zip(steps.steps, times, strict=True)):
         target = step.writes[0]
         alone = writers[target] == 1 and i not in inside
-        if step.elementwise and step.op != "PRelu" and alone:  # a PRelu reads its input twice
-            for name in step.reads:
+        if step.elementwise and step.op != "PRelu" and alone and target in names:
+            for name in step.reads:  # a PRelu reads its input twice
                 if (
                     name != target
+                    and name in names
                     and readers[name] == 1
                     and name not in steps.outputs
                     and steps.size(name) == steps.size(target)
@@ -201,6 +194,8 @@ def feature_maps(
                     shared[target] = name
                     break
         for name in (*step.reads, *step.writes):
+            if name not in names:
+                continue
             place = held(name)
             span = spans.setdefault(place, [time, time + 1])
             span[0] = 0 if name in steps.inputs else min(span[0], time)
@@ -209,33 +204,37 @@ def feature_maps(
     for name in steps.outputs:
         if held(name) in spans:
             spans[held(name)][1] = times[-1] + 2
-    return [Buffer(name, sizes[name], a, b) for name, (a, b) in spans.items()]
+    buffers = [Buffer(name, sizes[name], a, b) for name, (a, b) in spans.items()]
+    return buffers, {name: held(name) for name in names}
 
 
-def _step_cycles(
-    steps: Steps, kernels: Sequence[Kernel], cycles: Sequence[float] | None, system: System
-) -> list[float]:
-    """Cycles of each step: its kernel's, or from work and traffic alone."""
-    found: list[float] = []
-    seen: set[int] = set()
-    for step in steps.steps:
-        kernel = kernels[step.kernel]
-        moved = (kernel.in_bytes + kernel.out_bytes) / 8
-        if step.kernel in seen:  # an elementwise step at its end
-            found.append(moved)
-        elif cycles is not None and not math.isnan(cycles[step.kernel]):
-            found.append(float(cycles[step.kernel]))
-        else:
-            found.append(max(_work(kernel) / system.macs_per_cycle, moved))
-        seen.add(step.kernel)
+def _cascades(
+    steps: Steps, kernels: Sequence[Kernel], system: System, live: Sequence[int]
+) -> list[Cascade]:
+    """Cascades with as high stripes as fit beside the weights that are brought for them."""
+    finder = Cascades(steps, system.limit, system.spilling, live)
+    lowest = finder.lowest()
+    if not lowest:
+        return []
+    taken = _live(_held(steps, lowest, system.spilling), moments(len(steps.steps), lowest))
+    costs = Costs(system.chip, steps, kernels, lowest)
+    free = [system.limit - size for size in taken]
+    found: list[Cascade] = []
+    for cascade in lowest:
+        first = cascade.first
+        weights = costs.whole(cascade, free[first], free[max(0, first - 1)], system.spilling)
+        found += finder.improved(cascade, weights)
     return found
 
 
-def _work(kernel: Kernel) -> float:
-    """Multiply-accumulates, as many more as the array leaves idle."""
-    if kernel.op == "GlobalAveragePool":
-        return 8.0 * kernel.in_bytes
-    return (8.0 if kernel.op == "DepthwiseConv" else 1.3) * kernel.macs
+def _held(steps: Steps, cascades: Sequence[Cascade], spilling: bool) -> list[Buffer]:
+    """What is in the SRAM whatever is brought to it."""
+    times = moments(len(steps.steps), cascades)
+    rolling = rolling_buffers(steps, cascades, times)
+    if spilling:
+        return rolling
+    names = steps.tensors() - {b.name for b in rolling}
+    return [*rolling, *feature_maps(steps, times, cascades, names)[0]]
 
 
 def _live(maps: Sequence[Buffer], times: Sequence[int]) -> list[int]:

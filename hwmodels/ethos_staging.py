@@ -6,50 +6,53 @@ everything else are kept, and where several compete, the set that is accessed mo
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from onnxnas.hwmodels.ethos_cascades import Cascade
 from onnxnas.hwmodels.ethos_steps import Steps
 from onnxnas.memory import Buffer
 
+_MOST = 1e12
 _LARGEST_GROUP = 20
 """Tensors that compete with each other are decided on together, in groups up to this."""
 
 
+def eligible(steps: Steps, cascades: Sequence[Cascade]) -> set[str]:
+    """Tensors that could be kept in SRAM: made by the NPU, outside of cascades, and for it."""
+    inside = {i for c in cascades for i in range(c.first, c.last + 1)}
+    made = {
+        name
+        for i, step in enumerate(steps.steps)
+        if i not in inside and not step.on_cpu
+        for name in step.writes
+    }
+    cpu = {name for step in steps.steps if step.on_cpu for name in step.reads}
+    return {t for t in made if steps.readers().get(t)} - cpu - steps.inputs - steps.outputs
+
+
 def staged(
     steps: Steps,
-    maps: Sequence[Buffer],
+    candidates: Sequence[Buffer],
+    places: Mapping[str, str],
     fixed: Sequence[Buffer],
     cascades: Sequence[Cascade],
     times: Sequence[int],
     limit: int,
-) -> tuple[list[Buffer], list[Buffer]]:
-    """Activations that are kept in SRAM, and those left in DRAM.
+    accesses: Mapping[str, float],
+) -> set[str]:
+    """Tensors that are kept in SRAM.
 
     Args:
         steps: the schedule.
-        maps: buffers of activations, cascades' insides left out.
+        candidates: buffers of `eligible` tensors.
+        places: buffer of each of those.
         fixed: buffers that are in the SRAM whatever happens.
         cascades: of the schedule.
         times: moment of each step.
         limit: bytes of the SRAM.
+        accesses: values of each tensor that are read and written.
     """
-    inside = {i for c in cascades for i in range(c.first, c.last + 1)}
-    from_cascade = {t for i in inside for t in steps.steps[i].writes}
-    into_cascade = {
-        t for c in cascades for i in range(c.first + 1, c.last + 1) for t in steps.steps[i].reads
-    }
     on_cpu = [time for step, time in zip(steps.steps, times, strict=True) if step.on_cpu]
-    written = {t for step in steps.steps if not step.on_cpu for t in step.writes}
-    candidates, far = [], []
-    for buffer in maps:
-        crosses = any(buffer.start <= time <= buffer.end for time in on_cpu)
-        edge = buffer.name in steps.inputs or buffer.name in steps.outputs
-        if edge or crosses or buffer.name in from_cascade or buffer.name not in written:
-            far.append(buffer)
-        else:
-            candidates.append(buffer)
     end = times[-1] + 3
     least, most = [0] * end, [0] * end
     for buffer in fixed:
@@ -57,36 +60,49 @@ def staged(
     most = list(least)
     for buffer in candidates:
         _add(most, buffer, 1)
-    kept, open_ = [], []
+    kept, open_ = set[str](), []
     for buffer in candidates:
-        if _highest(least, buffer) + buffer.size > limit:
-            far.append(buffer)
+        crosses = any(buffer.start <= time <= buffer.end for time in on_cpu)
+        if crosses or _highest(least, buffer) + buffer.size > limit:
             _add(most, buffer, -1)
         else:
             open_.append(buffer)
     competing = []
     for buffer in open_:
         if _highest(most, buffer) <= limit:
-            kept.append(buffer)
+            kept.add(buffer.name)
             _add(least, buffer, 1)
         else:
             competing.append(buffer)
-    readers: Counter[str] = Counter()
-    for step in steps.steps:  # a PRelu reads its input twice
-        readers.update({name: 2 if step.op == "PRelu" else 1 for name in step.reads})
-    scores = {
-        b.name: 1e12 if b.name in into_cascade else float(b.size) * (1 + readers[b.name])
-        for b in competing
-    }
+    scores = _scores(steps, competing, places, cascades, accesses)
     for group in _groups(competing):
         chosen = _Choice(group, scores, least, most, limit).best()
         for buffer in group:
-            (kept if buffer.name in chosen else far).append(buffer)
             if buffer.name in chosen:
+                kept.add(buffer.name)
                 _add(least, buffer, 1)
             else:
                 _add(most, buffer, -1)
-    return _elementwise_together(steps, kept, far)
+    inside = {i for c in cascades for i in range(c.first + 1, c.last + 1)}
+    return _elementwise_together(steps, {t for t, place in places.items() if place in kept}, inside)
+
+
+def _scores(
+    steps: Steps,
+    competing: Sequence[Buffer],
+    places: Mapping[str, str],
+    cascades: Sequence[Cascade],
+    accesses: Mapping[str, float],
+) -> dict[str, float]:
+    """What each buffer is worth; most where it is read inside a cascade."""
+    within = {
+        t for c in cascades for i in range(c.first + 1, c.last + 1) for t in steps.steps[i].reads
+    }
+    scores = {b.name: 0.0 for b in competing}
+    for name, place in places.items():
+        if place in scores:
+            scores[place] += _MOST if name in within else accesses.get(name, 0.0)
+    return scores
 
 
 def _groups(competing: Sequence[Buffer]) -> list[list[Buffer]]:
@@ -144,23 +160,19 @@ class _Choice:
             _add(self._most, buffer, 1)
 
 
-def _elementwise_together(
-    steps: Steps, kept: list[Buffer], far: list[Buffer]
-) -> tuple[list[Buffer], list[Buffer]]:
-    """An elementwise step with one input in DRAM gains nothing from the other in SRAM."""
-    near = {b.name: b for b in kept}
-    readers: dict[str, list[bool]] = {}
-    for step in steps.steps:
-        for name in step.reads:
-            readers.setdefault(name, []).append(step.elementwise and step.op != "PRelu")
-    away = {b.name for b in far}
-    for step in steps.steps:
-        if any(name in away for name in step.reads):
-            for name in step.reads:
-                if name in near and all(readers[name]):
-                    far.append(near.pop(name))
-                    away.add(name)
-    return list(near.values()), far
+def _elementwise_together(steps: Steps, near: set[str], inside: Collection[int]) -> set[str]:
+    """An elementwise step with one input in DRAM gains nothing from the other in SRAM.
+
+    Args:
+        steps: the schedule.
+        near: tensors in SRAM.
+        inside: steps whose first input comes through a cascade.
+    """
+    others = {name for step in steps.steps for name, by in step.takers if not by.arithmetic}
+    for i, step in enumerate(steps.steps):
+        if not step.on_cpu and i not in inside and not near.issuperset(step.reads):
+            near = near - (set(step.reads) - others)
+    return near
 
 
 def _highest(levels: Sequence[int], buffer: Buffer) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from onnxnas.ops import UNARY_ELEMENTWISE
 
@@ -17,6 +17,10 @@ _MOST_INPUTS = 3
 """Of a chain: its steps, and the tensors it reads from memory."""
 
 
+CLAMPS = frozenset({"Relu", "Relu6", "Clip"})
+"""Activations that the output unit does by itself; it looks others up in a table."""
+
+
 @dataclass
 class Step:
     """One operation of the schedule.
@@ -27,13 +31,16 @@ class Step:
         reads, writes: memories, see `Steps.root`.
         rows: input rows one output row needs (dilated window).
         stride: input rows between output rows.
-        weight_bytes: encoded weights and scales.
+        weight_bytes: encoded weights.
         on_cpu: the NPU cannot do it.
         part: it writes a part of what it writes.
         chained: elementwise steps run inside it.
         enlarges: output rows per input row.
         apart: it cannot run inside the step before.
         shape: of what it computes, which may be a part of what it writes to.
+        source: shape of what it reads first.
+        window: height and width of the mean that an enlargement smooths with.
+        inside: steps that run inside it.
     """
 
     op: str
@@ -49,11 +56,26 @@ class Step:
     enlarges: int = 1
     apart: bool = False
     shape: tuple[int, ...] = ()
+    source: tuple[int, ...] = ()
+    window: int = 1
+    inside: list[Step] = field(default_factory=list)
+
+    @property
+    def arithmetic(self) -> bool:
+        """Whether it combines tensors element by element, not by a table or a clamp."""
+        return self.op in _ARITHMETIC
 
     @property
     def elementwise(self) -> bool:
         """Whether each output element comes from one place of each input."""
         return self.op in _ARITHMETIC or self.op in UNARY_ELEMENTWISE or self.op == "PRelu"
+
+    @property
+    def takers(self) -> Iterator[tuple[str, Step]]:
+        """Each tensor it reads, with the step that does: itself or one inside it."""
+        inner = [(name, step) for step in self.inside for name in step.reads if step.arithmetic]
+        yield from ((name, self) for name in self.reads[: len(self.reads) - len(inner)])
+        yield from inner
 
     @property
     def weighted(self) -> bool:
@@ -129,10 +151,13 @@ def fused(
         )
         if fits and unary and not active:
             before.writes, active = step.writes, True
+            before.inside.append(step)
         elif fits and chains:
             length, inputs = length + 1, inputs + more
-            before.reads = (*before.reads, *(t for t in step.reads if t != link))
+            step.reads = tuple(t for t in step.reads if t != link)
+            before.reads = (*before.reads, *step.reads)
             before.writes, before.chained = step.writes, True
+            before.inside.append(step)
         else:
             kept.append(step)
             length, inputs, active = 1, len(step.reads), own or unary

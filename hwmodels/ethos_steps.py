@@ -15,16 +15,20 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from onnxnas.graph import values_of
-from onnxnas.hwmodels.ethos_step import Step, count, depth_first, fused
+from onnxnas.hwmodels.ethos_array import BRICK
+from onnxnas.hwmodels.ethos_shapes import deeper, line, odd_padding
+from onnxnas.hwmodels.ethos_step import CLAMPS, Step, count, depth_first, fused
 from onnxnas.kernels import Kernel
 from onnxnas.memory import VIEWS, Flow
 
-BRICK = 16
-"""Channels of a brick, the unit in which feature maps are stored."""
-
 _POOLS = frozenset({"MaxPool", "AveragePool"})
-_SAME_STRIDE = 3
+APART = "/plain"
+"""Ends the name of what an activation reads that is a step of its own."""
+_LARGEST_FACTOR = 8
+"""Of an enlargement that the compiler takes as one operator."""
 _THIN = 8
+_PHASE_WEIGHTS = 1.1
+"""Encoded bytes per channel of what makes one pixel of four of an enlargement."""
 
 
 class Steps:
@@ -35,7 +39,7 @@ class Steps:
         kernels: its kernels.
         chaining: the NPU passes results of a step to elementwise steps without storing them
             (Ethos-U85).
-        weight_bytes: encoded weights and scales of each kernel.
+        weight_bytes: encoded weights of each kernel.
 
     Attributes:
         flow: tensors of the network.
@@ -51,16 +55,24 @@ class Steps:
         self._home: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
         self._rowwise = {*self.flow.inputs, *self.flow.outputs}
+        self._same: dict[str, str] = {}
         self._on_cpu: set[str] = set()
         self._made: list[Step] = []
         self._late: set[int] = set()
+        self._early: set[int] = set()
         self._joins: list[tuple[str, list[str]]] = []
         self._pieced: set[str] = set()
+        self._lines: dict[str, set[tuple[int, int]]] = {}
         for i, kernel in enumerate(kernels):
             self._lower(i, kernel)
         for step in self._made:
             step.reads = tuple(dict.fromkeys(self.root(t) for t in step.reads))
             step.writes = tuple(dict.fromkeys(self.root(t) for t in step.writes))
+            if step.op == "Conv" and step.part:  # it counts as writing all of a joined tensor
+                channels = self.flow.channels(step.writes[0])
+                step.shape = (step.shape[0], channels, *step.shape[2:])
+                step.weight_bytes = _PHASE_WEIGHTS * channels
+        self._rowwise |= {name for name, lines in self._lines.items() if len(lines) > 1}
         self._rowwise = {self.root(t) for t in self._rowwise}
         self._pieced = {self.root(t) for t in self._pieced}
         self.inputs = {self.root(t) for t in self.flow.inputs}
@@ -96,6 +108,10 @@ class Steps:
         """Whether a memory is written as a whole, not piece by piece."""
         return memory not in self._pieced
 
+    def tensors(self) -> set[str]:
+        """All memories that steps read or write."""
+        return {t for step in self.steps for t in (*step.reads, *step.writes)}
+
     def readers(self) -> dict[str, int]:
         """Number of steps that read each memory."""
         return count(t for step in self.steps for t in step.reads)
@@ -113,18 +129,19 @@ class Steps:
             gate, product = nodes[-2], nodes[-1]
             head = self.flow.left_by(nodes[:-2])
             self._simple(i, kernel, reads, head)
-            self._add(Step("Sigmoid", i, head, self.flow.left_by([gate])))
-            self._add(Step("Mul", i, self.flow.read_by([product]), writes))
+            for op, node in (("Sigmoid", gate), ("Mul", product)):
+                made = self.flow.left_by([node])
+                self._add(self._deep(Step(op, i, self.flow.read_by([node]), made)))
         elif first.op in VIEWS and reads:
             self._view(reads[0], writes[0])
         elif first.op == "Concat":
             self._concat(i, first, writes[0])
         elif first.op in ("Split", "Slice") and reads:
             for name in writes:
-                self._part_of(reads[0], name, first)
+                self._part_of(i, reads[0], name)
         elif first.op in ("Resize", "Upsample"):
             self._resize(i, kernel, reads[0], writes[0], first)
-        elif first.op in _POOLS and self._odd_padding(kernel):
+        elif first.op in _POOLS and odd_padding(kernel):
             self._pad(i, kernel, reads[0], writes)
         elif first.op == "PRelu":
             self._prelu(i, first, reads, writes)
@@ -132,12 +149,7 @@ class Steps:
             self._rowwise.update(reads)
             self._simple(i, kernel, reads, writes)
         elif first.op == "ArgMax":
-            wide = f"{writes[0]}/wide"
-            self.flow.shapes[wide] = self.flow.shapes[reads[0]]
-            self.flow.bytes[wide] = 2 * self.flow.bytes[reads[0]]
-            self._rowwise.add(wide)
-            self._add(Step("Conv", i, reads, (wide,)))
-            self._simple(i, kernel, (wide,), writes)
+            self._largest(i, kernel, reads, writes)
         else:
             self._simple(i, kernel, reads, writes)
 
@@ -146,29 +158,65 @@ class Steps:
     ) -> None:
         rows = (kernel.window[0] - 1) * kernel.dilations[0] + 1
         op = self.flow.nodes[i][0].op
-        self._add(Step(op, i, reads, writes, rows, kernel.strides[0], float(self._weight_bytes[i])))
-
-        if kernel.op == "GroupedConv":  # runs as slices of channels
-            self._rowwise.update(reads)
-            self._pieced.update(writes)
-            self._made[-1].weight_bytes /= kernel.groups
-            if kernel.out_channels // kernel.groups % BRICK:
-                self._rowwise.update(writes)
-        thin = (
-            self.flow.channels(writes[0]) < _THIN and math.prod(self.flow.shapes[writes[0]]) > BRICK
+        weights = float(self._weight_bytes[i])
+        step = Step(op, i, reads, writes, rows, kernel.strides[0], weights)
+        grouped = kernel.op == "GroupedConv"
+        thin = self._thin(writes[0])
+        made = writes
+        # Slices are joined before an activation sees them, and thin ones are reshaped for it.
+        apart = kernel.activation not in ("none", "Silu") and (
+            grouped or (thin and not step.elementwise)
         )
-        if thin and self._made[-1].elementwise:
-            shapes = {self.flow.shapes[t] for t in (*reads, *writes)}
-            if len(shapes) == 1:
-                self._rowwise.update((*reads, *writes))
-        if kernel.activation not in ("none", "Silu") and op != "Mul" and thin:
-            # Vela reshapes thin elementwise steps to make them deep, so they cannot be fused.
-            plain = f"{writes[0]}/plain"
-            self.flow.shapes[plain] = self.flow.shapes[writes[0]]
-            self.flow.bytes[plain] = self.flow.bytes[writes[0]]
-            self._rowwise |= {plain, writes[0]}
-            self._made[-1].writes = (plain,)
-            self._add(Step("Abs", i, (plain,), writes, apart=True))
+        if apart:
+            made = (f"{writes[0]}{APART}",)
+            self.flow.shapes[made[0]] = self.flow.shapes[writes[0]]
+            self.flow.bytes[made[0]] = self.flow.bytes[writes[0]]
+        step.writes = made
+        self._add(self._deep(step) if step.elementwise and not grouped else step)
+        if grouped:  # runs as slices of channels
+            self._rowwise.update(reads)
+            if kernel.out_channels // kernel.groups % BRICK:
+                self._rowwise.update(made)
+            self._pieced.update(made)
+            step.weight_bytes /= kernel.groups
+        if apart:
+            op = "Clip" if kernel.activation in CLAMPS else "Abs"
+            self._add(self._deep(Step(op, i, made, writes, apart=True)))
+
+    def _deep(self, step: Step) -> Step:
+        """The elementwise step, with more channels where its tensors have few and equal shapes."""
+        shapes = {self.flow.shapes[t] for t in (*step.reads, *step.writes)}
+        before = self._made[-1] if self._made else step
+        joins = self._chaining and before.op in ("Resize", "Upsample") and not before.on_cpu
+        joins = joins and before.writes == step.reads
+        if len(shapes) == 1 and self._thin(step.writes[0]) and not joins:
+            step.shape = step.source = deeper(self.flow.shapes[step.writes[0]])
+        return step
+
+    def _thin(self, name: str) -> bool:
+        """Whether elementwise steps give a tensor more channels, which parts of another cannot."""
+        shape = self.flow.shapes[name]
+        if self.flow.channels(name) >= _THIN or math.prod(shape) <= BRICK:
+            return False
+        readers = self.flow.readers.get(name, ())
+        joined = len(readers) == 1 and self.flow.nodes[readers[0]][0].op == "Concat"
+        return not (joined and name not in self.flow.outputs)
+
+    def _largest(
+        self, i: int, kernel: Kernel, reads: tuple[str, ...], writes: tuple[str, ...]
+    ) -> None:
+        """Values and places are joined to 16 bits, the pool's results are told apart again."""
+        wide, most, found = (f"{writes[0]}/{n}" for n in ("wide", "most", "found"))
+        plane = (1, 1, kernel.in_height, kernel.in_width)
+        for name, shape in ((wide, self.flow.shapes[reads[0]]), (most, plane), (found, plane)):
+            self.flow.shapes[name] = shape
+            self.flow.bytes[name] = 2 * math.prod(shape)
+        self._rowwise |= {wide, most}
+        self._add(Step("Conv", i, reads, (wide,)))
+        self._simple(i, kernel, (wide,), (most,))
+        deep = deeper(plane)
+        for op, source, target in (("Abs", most, found), ("Add", found, writes[0])):
+            self._add(Step(op, i, (source,), (target,), apart=True, shape=deep, source=deep))
 
     def _prelu(self, i: int, node: Any, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
         """max(x, slope * x) where no slope is over 1, else relu(x) + slope * min(x, 0)."""
@@ -177,33 +225,35 @@ class Steps:
             slope = slope.inputs[0].attrs["value"]
         slopes = values_of(slope) if isinstance(slope, gs.Constant) else None
         simple = slopes is None or slopes.max() <= 1
-        if simple and self._chaining:
+        if simple and self._chaining and not self._thin(writes[0]):
             self._add(Step("PRelu", i, reads, writes, chained=True))
             return
         scaled = f"{writes[0]}/scaled"
         self.flow.shapes[scaled] = self.flow.shapes[writes[0]]
         self.flow.bytes[scaled] = self.flow.bytes[writes[0]]
         self._add(Step("Mul", i, reads, (scaled,)))
-        self._add(Step("Max" if simple else "PRelu", i, (scaled, *reads), writes))
+        self._add(self._deep(Step("Max" if simple else "PRelu", i, (scaled, *reads), writes)))
 
     def _add(self, step: Step) -> None:
-        step.shape = self.flow.shapes[step.writes[0]]
+        step.shape = step.shape or self.flow.shapes[step.reads[0] if step.part else step.writes[0]]
+        deep = bool(step.source)
+        if not deep:
+            step.source = self.flow.shapes[step.reads[0]] if step.reads else step.shape
+        for name in (*step.reads, *step.writes):
+            shape = step.shape if deep else self.flow.shapes[name]
+            self._lines.setdefault(name, set()).add(line(shape))
         self._made.append(step)
 
     def _view(self, source: str, view: str) -> None:
         """One memory under two shapes; bricks only where both agree on columns and channels."""
         largest = max(self.flow.bytes[source], self.flow.bytes[view])
         self.flow.bytes[source] = self.flow.bytes[view] = largest
-        if self._line(source) != self._line(view):
+        if line(self.flow.shapes[source]) != line(self.flow.shapes[view]):
             self._rowwise |= {source, view}
         if view in self.flow.outputs and self.root(source) not in self.flow.inputs:
             self._home[self.root(source)] = view
         else:
             self._home[view] = source
-
-    def _line(self, name: str) -> tuple[int, int]:
-        shape = self.flow.shapes[name]
-        return self.flow.channels(name), shape[-1] if len(shape) >= 4 else 1
 
     def _concat(self, i: int, node: Any, joined: str) -> None:
         """Producers write into the joined tensor; what others read too is copied into it."""
@@ -217,6 +267,8 @@ class Steps:
             name = tensor.name
             if name not in self.flow.shapes:
                 continue
+            if name in self._same and self._only_read_once(self._same[name]):
+                name = self._same[name]
             if self._only_read_once(name) and self.root(name) == name:
                 self._home[name] = joined
             else:
@@ -228,13 +280,12 @@ class Steps:
         edge = name in (*self.flow.outputs, *self._on_cpu) or self.root(name) in self.flow.inputs
         return not edge and len(self.flow.readers.get(name, ())) == 1
 
-    def _part_of(self, whole: str, part: str, node: Any) -> None:
+    def _part_of(self, i: int, whole: str, part: str) -> None:
         if part in self.flow.outputs:
-            self._add(Step("Copy", 0, (whole,), (part,)))
+            self._add(Step("Copy", i, (whole,), (part,), shape=self.flow.shapes[part]))
             return
         self._home[part] = whole
-        a, b = self.flow.shapes[whole], self.flow.shapes[part]
-        if len(a) >= 3 and a[1] != b[1] and b[1] % BRICK:
+        if line(self.flow.shapes[whole]) != line(self.flow.shapes[part]):
             self._rowwise.add(whole)
 
     def _pad(self, i: int, kernel: Kernel, source: str, writes: tuple[str, ...]) -> None:
@@ -249,6 +300,11 @@ class Steps:
             self._home[source] = name
         else:
             self._add(Step("Copy", i, (source,), (name,), part=True))
+        for size, wide in ((top, True), (bottom, True), (left, False), (right, False)):
+            if size:  # zeros, after the rest
+                self._early.add(len(self._made))
+                strip = (n, c, size, shape[3]) if wide else (n, c, shape[2], size)
+                self._add(Step("Copy", i, (), (name,), part=True, shape=strip))
         self._simple(i, kernel, (name,), writes)
 
     def _tensor(self, name: str, shape: tuple[int, ...], rowwise: bool = False) -> None:
@@ -257,18 +313,6 @@ class Steps:
         self.flow.bytes[name] = n * c * h * w
         if rowwise:
             self._rowwise.add(name)
-
-    @staticmethod
-    def _odd_padding(kernel: Kernel) -> bool:
-        if not any(kernel.pads):
-            return False
-        sizes = (kernel.in_height, kernel.in_width), (kernel.out_height, kernel.out_width)
-        for axis in range(2):
-            before, after, stride = sizes[0][axis], sizes[1][axis], kernel.strides[axis]
-            both = kernel.pads[axis] + kernel.pads[axis + 2]
-            if after != -(-before // stride) or kernel.pads[axis] != both // 2:
-                return True
-        return max(kernel.strides) > _SAME_STRIDE
 
     def _resize(self, i: int, kernel: Kernel, source: str, target: str, node: Any) -> None:
         """Ethos-U85 enlarges at once, U55 and U65 by two at a time, by powers of two only."""
@@ -283,7 +327,10 @@ class Steps:
         ]
         factor = int(factors[0])
         odd = any(f != int(f) or int(f) & (int(f) - 1) for f in factors)
-        if (h, w) == (1, 1) or (self._chaining and not odd):
+        if (h, w) == (height, width):
+            self._home[target] = source
+            self._same[target] = source
+        elif (h, w) == (1, 1) or (self._chaining and not odd):
             self._late.add(len(self._made))
             self._simple(i, kernel, (source,), (target,))
         elif (
@@ -298,35 +345,48 @@ class Steps:
             padded = f"{source}/edges"
             self._tensor(padded, (n, c, h + 2, w + 2), rowwise=True)
             self._add(Step("Copy", i, (source,), (padded,), part=True))
+            for edge in ((n, c, 1, w), (n, c, h + 2, 1)):
+                for _ in range(2):
+                    self._add(Step("Copy", i, (padded,), (padded,), part=True, shape=edge))
             self._rowwise.add(target)
             for _ in range(4):
                 self._late.add(len(self._made))
-                self._add(Step("Conv", i, (padded,), (target,), part=True))
+                phase = (n, c, 2 * h - 1, 2 * w - 1)
+                self._add(Step("Conv", i, (padded,), (target,), part=True, shape=phase))
         else:
             while factor > 2:
+                # Enlargements over 8 are done by means of two by two until 8 are left.
+                corner = corner if factor > _LARGEST_FACTOR else 0
                 h, w = 2 * (h - corner) + corner, 2 * (w - corner) + corner
                 name = f"{target}/{h}x{w}"
                 self._tensor(name, (n, c, h, w))
-                self._add(Step("Resize", i, (source,), (name,), enlarges=2))
+                window = 2 if corner and linear else 1
+                self._add(Step("Resize", i, (source,), (name,), enlarges=2, window=window))
                 source, factor = name, factor // 2
             self._late.add(len(self._made))
-            self._add(Step("Resize", i, (source,), (target,), enlarges=2))
+            window = min(int(factors[0]), _LARGEST_FACTOR) if linear else 1
+            self._add(Step("Resize", i, (source,), (target,), enlarges=2, window=window))
 
     def _writers(self) -> dict[str, list[int]]:
-        """Steps that write each memory; those of a joined tensor in the order of its parts."""
+        """Steps that write each memory, in the order in which the compiler lists them."""
         writers: dict[str, list[int]] = {}
-        for i in sorted(range(len(self._made)), key=lambda i: (i in self._late, i)):
+        places = [(i in self._late) - (i in self._early) for i in range(len(self._made))]
+        for i in sorted(range(len(self._made)), key=lambda i: (places[i], i)):
             for name in self._made[i].writes:
                 writers.setdefault(name, []).append(i)
         for joined, parts in self._joins:
-            places = {name: n for n, name in enumerate(parts)}
-            order = {i: self._place(i, places) for i in writers.get(self.root(joined), ())}
-            writers[self.root(joined)] = sorted(order, key=lambda i: (order[i], i))
+            order = {name: n for n, name in enumerate(parts)}
+            writers[self.root(joined)] = sorted(
+                writers.get(self.root(joined), ()), key=lambda i, p=order: self._rank(i, p)
+            )
         return writers
 
-    def _place(self, i: int, places: Mapping[str, int]) -> int:
+    def _rank(self, i: int, places: Mapping[str, int]) -> tuple[int, int, int]:
+        """Copies stay where they were put; the others come after them, the last part first."""
         step = self._made[i]
+        copies = step.op == "Copy"
+        names = step.reads if copies else self.flow.writes[step.kernel]
+        place = min((places[t] for t in names if t in places), default=-1)
         if i in self._late:
-            return len(places)
-        names = step.reads if step.op == "Copy" else self.flow.writes[step.kernel]
-        return min((places[t] for t in names if t in places), default=-1)
+            return 2, 0, i
+        return (0, place, i) if copies else (1, -place, i)

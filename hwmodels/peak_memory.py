@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,12 +13,7 @@ from onnxnas.kernels import Kernel
 from onnxnas.memory import Peak, activations, peak
 
 
-def peaks(
-    target: Target,
-    graph: Any,
-    kernels: Sequence[Kernel],
-    cycles: Sequence[float] | None = None,
-) -> dict[str, Peak]:
+def peaks(target: Target, graph: Any, kernels: Sequence[Kernel]) -> dict[str, Peak]:
     """Peak use per memory of the target that holds activations, as in `Cost.peak_bytes`.
 
     Args:
@@ -27,20 +21,21 @@ def peaks(
             arena of int8 activations, kernel after kernel.
         graph: `gs.Graph` with static shapes.
         kernels: its `split_kernels`.
-        cycles: expected cycles of each kernel, NaN where unknown.
     """
-    if _ethos(target):
-        return ethos_memory.plan(graph, kernels, ethos_memory.System.of(target), cycles)
+    system = ethos_memory.System.of(target)
+    if system is not None:
+        return ethos_memory.plan(graph, kernels, system)
     return {"activations": peak(activations(graph, kernels))}
 
 
 def live_bytes(target: Target, graph: Any, kernels: Sequence[Kernel]) -> list[int]:
     """Bytes in the fullest memory while each kernel runs; the largest is the peak.
 
-    Arguments as of `peaks`, with cycles guessed from work and traffic.
+    Arguments as of `peaks`.
     """
-    if _ethos(target):
-        return ethos_memory.live_bytes(graph, kernels, ethos_memory.System.of(target))
+    system = ethos_memory.System.of(target)
+    if system is not None:
+        return ethos_memory.live_bytes(graph, kernels, system)
     alive = [0] * (len(kernels) + 1)
     for buffer in activations(graph, kernels):
         for moment in range(max(0, buffer.start), min(len(kernels), buffer.end) + 1):
@@ -51,9 +46,9 @@ def live_bytes(target: Target, graph: Any, kernels: Sequence[Kernel]) -> list[in
 
 def stored_weights(target: Target, kernels: Sequence[Kernel]) -> list[float]:
     """Bytes of each kernel's weights as the target stores them, biases not counted."""
-    if _ethos(target):
-        family = ethos_memory.System.of(target).family
-        return [encoded_bytes(k, family) for k in kernels]
+    system = ethos_memory.System.of(target)
+    if system is not None:
+        return [encoded_bytes(k, system.family) for k in kernels]
     return [float(k.weights) for k in kernels]
 
 
@@ -71,8 +66,7 @@ def with_memory(cost: Cost, target: Target, graph: Any, kernels: Sequence[Kernel
         graph: `gs.Graph` with static shapes.
         kernels: its `split_kernels`.
     """
-    cycles = [math.nan if k.cycles is None else k.cycles for k in cost.kernels]
-    found = peaks(target, graph, kernels, cycles)
+    found = peaks(target, graph, kernels)
     return replace(
         cost,
         peak_bytes={memory: at.size for memory, at in found.items()},
@@ -87,7 +81,3 @@ def peak_detail(found: Mapping[str, Peak]) -> dict[str, list[dict[str, Any]]]:
         memory: [{"tensor": name, "bytes": size} for name, size in at.tensors]
         for memory, at in found.items()
     }
-
-
-def _ethos(target: Target) -> bool:
-    return target.config.get("accelerator", "").startswith("ethos-u")

@@ -23,14 +23,16 @@ from onnxnas.kernels import Kernel
 
 PLACEMENT = (
     "steps", "rows_in", "rows_out", "far_in", "far_out", "far_rows", "cascade", "rolling_in",
-    "rolling_out", "weights_near", "stored_weights", "previous", "following",
+    "rolling_out", "weights_near", "stored_weights", "modelled", "previous",
+    "following",
 )  # fmt: skip
 """Columns. `steps`: how many the kernel takes, 0 where it runs inside another. `rows_in`,
 `rows_out`: bytes read and written that lie row by row; `far_in`, `far_out`: in DRAM; `far_rows`:
 both at once. `cascade`: steps of the cascade it is in, 0 for none; `rolling_in`, `rolling_out`:
 bytes of the rolling buffers it reads and writes, which say how high the cascade's stripes are.
 `weights_near`: bytes of SRAM for its weights;
-`stored_weights`: bytes of its encoded weights. `previous`, `following`: rows of the kernels
+`stored_weights`: bytes of its encoded weights. `modelled`: cycles by the compiler's own rules, 0
+where they are not known. `previous`, `following`: rows of the kernels
 before and after in the order of execution, -1 for none."""
 
 _COLUMN = {name: i for i, name in enumerate(PLACEMENT)}
@@ -51,13 +53,15 @@ def place(target: Target, graph: Any, kernels: Sequence[Kernel]) -> Placement:
         floating = target.config["precision"] == "float32"
         for name, values in ort_placement.columns(kernels, floating).items():
             result[:, _COLUMN[name]] = values
-    if not target.config.get("accelerator", "").startswith("ethos-u"):
-        return result
     system = ethos_memory.System.of(target)
+    if system is None:
+        return result
     result[:, _COLUMN["steps"]] = 0
     result[:, [_COLUMN["previous"], _COLUMN["following"]]] = -1
     result[:, _COLUMN["stored_weights"]] = [encoded_bytes(k, system.family) for k in kernels]
-    _book(result, ethos_memory.arrange(graph, kernels, system))
+    found = ethos_memory.arrange(graph, kernels, system)
+    result[:, _COLUMN["modelled"]] = found.cycles
+    _book(result, found)
     return result
 
 
@@ -75,7 +79,7 @@ def unplaced(kernels: Sequence[Kernel]) -> Placement:
 def _book(result: Placement, found: Arrangement) -> None:
     """Add up, per kernel, what its steps touch."""
     steps = found.steps
-    far = {b.name for b in found.far}
+    far = set(found.left)
     rolling = {b.name: float(b.size) for b in found.rolling}
     near: dict[str, float] = {}
     for buffer in found.weights:

@@ -21,7 +21,6 @@ from onnxnas.hwmodels.baseline import Baseline
 from onnxnas.hwmodels.catboost_model import FORMAT, CatBoostCostModel, read_target, root_sum
 from onnxnas.hwmodels.coverage import Coverage
 from onnxnas.hwmodels.dataset import Dataset
-from onnxnas.hwmodels.ethos_modelled import Modelled
 from onnxnas.hwmodels.features import FEATURES, GROUPS, feature_matrix
 from onnxnas.hwmodels.kernel_table import KernelTable
 
@@ -34,6 +33,12 @@ _QUANTILE = 0.9
 _FLOOR = 0.03
 """Kernels that cost nothing count as this part of their baseline: logarithms need a number, and
 smaller ones would keep the trees busy with what adds next to nothing."""
+_ROBUST: Mapping[str, Any] = {
+    "loss_function": "Huber:delta=0.1",
+    "leaf_estimation_method": "Gradient",
+    "leaf_estimation_iterations": 1,
+}
+"""Newton's steps have no bound where all of a leaf is farther off than `delta`; these have."""
 _ENOUGH = 20
 """Kernels of an operator that make a quantile of its own."""
 
@@ -64,11 +69,17 @@ class Settings:
     seed: int = 0
     threads: int | None = None
 
-    def options(self, group: str) -> dict[str, Any]:
-        """Of ``catboost.CatBoostRegressor`` for one group."""
+    def options(self, group: str, ruled: bool = False) -> dict[str, Any]:
+        """Of ``catboost.CatBoostRegressor`` for one group.
+
+        Args:
+            group: of operators.
+            ruled: the baseline knows how the compiler counts: most kernels need no correction,
+                and the few that do must not pull on the others.
+        """
         name = group if group in self.trees else "other"
         return {
-            "loss_function": "RMSE",
+            **(_ROBUST if ruled else {"loss_function": "RMSE"}),
             "iterations": self.trees[name],
             "depth": self.depth[name],
             "learning_rate": self.learning_rate[name],
@@ -135,16 +146,15 @@ def train(
     kept = data.select(lambda name: name not in held)
     test = data.select(lambda name: name in held)
     target = read_target(card)
-    modelled = Modelled(target)
-    entry = _entry(kept, source, modelled)
-    model = CatBoostCostModel(target, _fit(kept, entry, settings, modelled), entry)
+    entry = _entry(kept, source)
+    model = CatBoostCostModel(target, _fit(kept, entry, settings), entry)
     predicted = model.predict(test.table)
     errors = by_family(test, predicted)
-    entry = _entry(data, source, modelled)
+    entry = _entry(data, source)
     entry["interval"] = _interval(test, predicted)
     entry["thresholds"] = dict(card.get("cost_model", {}).get("thresholds", THRESHOLDS))
     entry["errors"] = {name: value.to_dict() for name, value in errors.items()}
-    trees = _fit(data, entry, settings, modelled)
+    trees = _fit(data, entry, settings)
     return Trained(CatBoostCostModel(target, trees, entry), trees, errors)
 
 
@@ -184,7 +194,7 @@ def by_family(data: Dataset, predicted: NDArray[np.float64]) -> dict[str, Accura
     return result
 
 
-def _entry(data: Dataset, source: Source, modelled: Modelled) -> dict[str, Any]:
+def _entry(data: Dataset, source: Source) -> dict[str, Any]:
     """The card's entry, without what only held-out networks can tell."""
     known = ~np.isnan(data.cycles)
     seen = KernelTable(
@@ -193,7 +203,7 @@ def _entry(data: Dataset, source: Source, modelled: Modelled) -> dict[str, Any]:
         data.table.numbers[known],
         np.zeros(1, np.int64),
     )
-    baseline = Baseline.fit(data.table, data.cycles, modelled)
+    baseline = Baseline.fit(data.table, data.cycles)
     return {
         "format": FORMAT,
         "backend": source.backend,
@@ -215,9 +225,9 @@ def _entry(data: Dataset, source: Source, modelled: Modelled) -> dict[str, Any]:
     }
 
 
-def _fit(data: Dataset, entry: Mapping[str, Any], settings: Settings, modelled: Modelled) -> Any:
+def _fit(data: Dataset, entry: Mapping[str, Any], settings: Settings) -> Any:
     known = ~np.isnan(data.cycles)
-    baseline = Baseline.from_dict(entry["baseline"], modelled)
+    baseline = Baseline.from_dict(entry["baseline"])
     bounds = baseline.bounds(data.table)
     base = baseline.guess(data.table, bounds)
     matrix = feature_matrix(data.table, bounds, base, entry["ops"], entry["activations"])
@@ -228,7 +238,8 @@ def _fit(data: Dataset, entry: Mapping[str, Any], settings: Settings, modelled: 
     share = cycles / np.maximum(data.network_cycles()[data.table.network], 1.0)
     weight = np.sqrt(np.maximum(share, 1e-4))
     columns = list(FEATURES)
-    groups = {columns.index(f"group_{g}"): settings.options(g) for g in GROUPS}
+    ruled = bool((data.table["modelled"] > 0).any())
+    groups = {columns.index(f"group_{g}"): settings.options(g, ruled) for g in GROUPS}
     return grouped_trees.fit(matrix[known], target[known], weight[known], groups)
 
 

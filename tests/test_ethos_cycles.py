@@ -15,7 +15,6 @@ from onnxnas.hwmodels import ethos_u
 from onnxnas.hwmodels.ethos_array import Work
 from onnxnas.hwmodels.ethos_blocks import choose
 from onnxnas.hwmodels.ethos_cycles import Chip, Where
-from onnxnas.hwmodels.ethos_modelled import Modelled
 from onnxnas.hwmodels.kernel_table import KernelTable
 from onnxnas.hwmodels.measuring import kernel_cycles
 from onnxnas.hwmodels.placement import place
@@ -42,13 +41,13 @@ def test_most_kernels_cost_what_the_compiler_says(name: str) -> None:
     kernels = split_kernels(view)
     true = kernel_cycles(kernels, VelaCostModel(card, None, 1).cost(view))
     table = KernelTable.of([kernels], [place(card, view, kernels)])
-    modelled = Modelled(card).cycles(table)
+    modelled = table["modelled"]
     rows = (np.nan_to_num(true) > 0) & (modelled > 0)
     assert rows.sum() >= 0.9 * (np.nan_to_num(true) > 0).sum()
     errors = np.abs(np.log(modelled[rows] / true[rows]))
-    assert np.median(errors) < 0.03
-    assert (errors < 0.01).mean() > 0.35
-    assert abs(modelled[rows].sum() / true[rows].sum() - 1) < 0.15
+    assert np.median(errors) < 0.02
+    assert (errors < 0.01).mean() > 0.4
+    assert abs(modelled[rows].sum() / true[rows].sum() - 1) < 0.02
     # The figures mean something: a tenth more is noticed.
     assert np.median(np.abs(np.log(1.1 * modelled[rows] / true[rows]))) > 0.05
 
@@ -93,7 +92,7 @@ def test_every_operator_has_a_block_and_a_cost(
     ofm = (max(1, h // s), max(1, w // s), c)
     work = Work(kind, (h, w, c), ofm, (k, k), (s, s), (d, d))
     weights = float(c) if kind in ("conv", "depthwise", "product") else 0.0
-    where = Where(far, not far, rows, rows, weights)
+    where = Where(far, not far, in_rows=rows, out_rows=rows, weights=weights)
     cycles = chip(name).cycles(work, where)
     assert math.isfinite(cycles)
     assert cycles > 0
@@ -103,5 +102,5 @@ def test_other_hardware_has_no_estimate() -> None:
     card = ethos_u.card("ethos-u55-128")
     other = Target(**{**card.to_dict(), "channel_multiples": (8,), "config": {}})
     view = static_view(sample_network("plain", 1), {})
-    table = KernelTable.of([split_kernels(view)])
-    assert not Modelled(other).cycles(table).any()
+    kernels = split_kernels(view)
+    assert not KernelTable.of([kernels], [place(other, view, kernels)])["modelled"].any()

@@ -108,7 +108,8 @@ def test_one_scaled_tensor_moves_the_peak() -> None:
     large = _parsed("float[1,16,33,32] x", "float[1,16,1,1] y", body)
     target = card("ethos-u55-128")
     sizes = [peaks(target, g, split_kernels(g))["sram"].size for g in (small, large)]
-    assert sizes[1] == sizes[0] + 2 * 16 * 32
+    assert sizes[1] == pytest.approx(sizes[0] + 2 * 16 * 32, rel=0.01)  # and weights to average
+    assert sizes[1] > sizes[0]
 
 
 def test_activations_run_inside_the_step_before() -> None:
@@ -149,4 +150,5 @@ def test_other_targets_are_one_arena() -> None:
 def test_every_card_has_a_system() -> None:
     for name in TARGETS:
         system = System.of(card(name))
+        assert system is not None
         assert system.spilling == ("Dedicated" in card(name).config["memory_mode"])
