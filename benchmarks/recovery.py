@@ -261,6 +261,9 @@ def main() -> None:
         "--choices", type=Path, help="report of an earlier run: its choices again, not searched"
     )
     parser.add_argument("--table", type=Path, nargs="+", metavar="CURVE.json")
+    parser.add_argument(
+        "--alone", type=float, metavar="SECONDS", help="for choices alone, what saves most first"
+    )
     parser.add_argument("--workers", type=int, default=1, help="that fit; needs --library")
     parser.add_argument("--distill", type=int, default=0, metavar="STEPS")
     parser.add_argument("--json", type=Path)
@@ -303,7 +306,10 @@ def curve(
     begin, cpu = time.monotonic(), time.process_time()
     known = json.loads(args.choices.read_text())["points"] if args.choices else []
     if not known:
+        if args.alone is not None:
+            search.deadline = search.recovery.deadline = begin + args.alone
         search.judge_alone()
+        search.deadline = search.recovery.deadline = None
     alone = {
         "seconds_fitting_and_judging_alone": time.monotonic() - begin,
         "cpu_seconds_fitting_and_judging_alone": time.process_time() - cpu,
