@@ -24,6 +24,7 @@ from onnxnas.cost import Cost, KernelCost, KernelCostModel, SeenKernel, Target
 from onnxnas.errors import UsageError
 from onnxnas.hwmodels.baseline import Baseline
 from onnxnas.hwmodels.coverage import Coverage
+from onnxnas.hwmodels.ethos_memory import Arrangement, System, arrange
 from onnxnas.hwmodels.features import FEATURES, feature_matrix
 from onnxnas.hwmodels.kernel_table import KernelTable
 from onnxnas.hwmodels.peak_memory import live_bytes, stored_weights, with_memory
@@ -83,6 +84,7 @@ class CatBoostCostModel(KernelCostModel):
         self._coverage = Coverage.from_dict(entry["coverage"])
         self._interval = Interval(entry["interval"]["operators"], entry["interval"]["network"])
         self._statistics = WeightStatistics()
+        self._system = System.of(target)
         self._known: dict[bytes, float] = {}
 
     def cost(self, graph: Any) -> Cost:
@@ -101,11 +103,12 @@ class CatBoostCostModel(KernelCostModel):
 
     def cost_many(self, graphs: Sequence[Any]) -> list[Cost]:
         """Costs of several networks from one call of the regression."""
-        networks, placements = self._split(graphs)
+        networks, found, placements = self._split(graphs)
+        costs = self.cost_kernels(networks, placements)
         return [
-            with_memory(cost, self.target, graph, kernels)
-            for cost, graph, kernels in zip(
-                self.cost_kernels(networks, placements), graphs, networks, strict=True
+            with_memory(cost, self.target, graph, kernels, arrangement)
+            for cost, graph, kernels, arrangement in zip(
+                costs, graphs, networks, found, strict=True
             )
         ]
 
@@ -135,15 +138,15 @@ class CatBoostCostModel(KernelCostModel):
 
     def see(self, graphs: Sequence[Any]) -> list[list[SeenKernel]]:
         """See `KernelCostModel.see`."""
-        networks, placements = self._split(graphs)
+        networks, found, placements = self._split(graphs)
         table = KernelTable.of(networks, placements)
         matrix, base = self._features(table)
         keys = [r.tobytes() + b.tobytes() for r, b in zip(matrix, base, strict=True)]
         unknown = self._coverage.unknown
         seen, first = [], 0
-        for graph, kernels in zip(graphs, networks, strict=True):
+        for graph, kernels, arrangement in zip(graphs, networks, found, strict=True):
             weights = stored_weights(self.target, kernels)
-            live = live_bytes(self.target, graph, kernels)
+            live = live_bytes(self.target, graph, kernels, arrangement)
             own, first = keys[first : first + len(kernels)], first + len(kernels)
             rows = zip(kernels, own, weights, live, strict=True)
             seen.append(
@@ -172,12 +175,19 @@ class CatBoostCostModel(KernelCostModel):
         result: NDArray[np.float64] = base * np.exp(self._logs([r.tobytes() for r in matrix]))
         return result
 
-    def _split(self, graphs: Sequence[Any]) -> tuple[list[list[Kernel]], list[Placement]]:
+    def _split(
+        self, graphs: Sequence[Any]
+    ) -> tuple[list[list[Kernel]], list[Arrangement | None], list[Placement]]:
+        """Kernels of each network, its arrangement if the target has one, and its placement."""
         networks = [split_kernels(graph, self._statistics) for graph in graphs]
-        return networks, [
-            place(self.target, graph, kernels)
-            for graph, kernels in zip(graphs, networks, strict=True)
+        pairs = list(zip(graphs, networks, strict=True))
+        system = self._system
+        found = [None if system is None else arrange(g, kernels, system) for g, kernels in pairs]
+        placements = [
+            place(self.target, graph, kernels, arrangement)
+            for (graph, kernels), arrangement in zip(pairs, found, strict=True)
         ]
+        return networks, found, placements
 
     def _features(self, table: KernelTable) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Features and baseline of every row."""

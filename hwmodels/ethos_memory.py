@@ -78,28 +78,24 @@ class Arrangement:
     left: Collection[str] = ()
 
 
-def plan(graph: Any, kernels: Sequence[Kernel], system: System) -> dict[str, Peak]:
-    """Peak use of each memory that holds activations, ``sram`` and, where spilling, ``dram``.
-
-    Args:
-        graph: `gs.Graph` with static shapes.
-        kernels: its kernels.
-        system: the target.
-    """
-    found = arrange(graph, kernels, system)
+def plan(found: Arrangement) -> dict[str, Peak]:
+    """Peak use of each memory that holds activations, ``sram`` and, where spilling, ``dram``."""
     near = {"sram": peak([*found.near, *found.rolling, *found.weights])}
-    if not system.spilling or not found.steps.steps:
+    if not found.left:
         return near
     return {**near, "dram": peak(found.far)}
 
 
-def live_bytes(graph: Any, kernels: Sequence[Kernel], system: System) -> list[int]:
+def live_bytes(found: Arrangement, count: int) -> list[int]:
     """Bytes in the fuller of the memories that hold activations while each kernel runs.
 
     Their largest is the largest of `plan`; 0 for kernels without a step.
+
+    Args:
+        found: of a network.
+        count: of its kernels.
     """
-    found = arrange(graph, kernels, system)
-    result = [0] * len(kernels)
+    result = [0] * count
     if not found.steps.steps:
         return result
     times = moments(len(found.steps.steps), found.cascades)
@@ -115,7 +111,13 @@ def live_bytes(graph: Any, kernels: Sequence[Kernel], system: System) -> list[in
 
 
 def arrange(graph: Any, kernels: Sequence[Kernel], system: System) -> Arrangement:
-    """Schedule a network and place its tensors; arguments as of `plan`."""
+    """Schedule a network and place its tensors.
+
+    Args:
+        graph: `gs.Graph` with static shapes.
+        kernels: its kernels.
+        system: the target.
+    """
     chip = system.chip
     weights = [encoded_bytes(k, system.family) for k in kernels]
     steps = Steps(graph, kernels, chip.new, weights)

@@ -8,12 +8,15 @@ from typing import Any
 
 from onnxnas.cost import Cost, Target
 from onnxnas.hwmodels import ethos_memory
+from onnxnas.hwmodels.ethos_memory import Arrangement, System
 from onnxnas.hwmodels.ethos_weights import encoded_bytes
 from onnxnas.kernels import Kernel
 from onnxnas.memory import Peak, activations, peak
 
 
-def peaks(target: Target, graph: Any, kernels: Sequence[Kernel]) -> dict[str, Peak]:
+def peaks(
+    target: Target, graph: Any, kernels: Sequence[Kernel], found: Arrangement | None = None
+) -> dict[str, Peak]:
     """Peak use per memory of the target that holds activations, as in `Cost.peak_bytes`.
 
     Args:
@@ -21,21 +24,25 @@ def peaks(target: Target, graph: Any, kernels: Sequence[Kernel]) -> dict[str, Pe
             arena of int8 activations, kernel after kernel.
         graph: `gs.Graph` with static shapes.
         kernels: its `split_kernels`.
+        found: its arrangement, where an Ethos-U target's is known already.
     """
-    system = ethos_memory.System.of(target)
+    system = System.of(target)
     if system is not None:
-        return ethos_memory.plan(graph, kernels, system)
+        return ethos_memory.plan(found or ethos_memory.arrange(graph, kernels, system))
     return {"activations": peak(activations(graph, kernels))}
 
 
-def live_bytes(target: Target, graph: Any, kernels: Sequence[Kernel]) -> list[int]:
+def live_bytes(
+    target: Target, graph: Any, kernels: Sequence[Kernel], found: Arrangement | None = None
+) -> list[int]:
     """Bytes in the fullest memory while each kernel runs; the largest is the peak.
 
     Arguments as of `peaks`.
     """
-    system = ethos_memory.System.of(target)
+    system = System.of(target)
     if system is not None:
-        return ethos_memory.live_bytes(graph, kernels, system)
+        found = found or ethos_memory.arrange(graph, kernels, system)
+        return ethos_memory.live_bytes(found, len(kernels))
     alive = [0] * (len(kernels) + 1)
     for buffer in activations(graph, kernels):
         for moment in range(max(0, buffer.start), min(len(kernels), buffer.end) + 1):
@@ -46,7 +53,7 @@ def live_bytes(target: Target, graph: Any, kernels: Sequence[Kernel]) -> list[in
 
 def stored_weights(target: Target, kernels: Sequence[Kernel]) -> list[float]:
     """Bytes of each kernel's weights as the target stores them, biases not counted."""
-    system = ethos_memory.System.of(target)
+    system = System.of(target)
     if system is not None:
         return [encoded_bytes(k, system.family) for k in kernels]
     return [float(k.weights) for k in kernels]
@@ -57,7 +64,13 @@ def weight_bytes(target: Target, kernels: Sequence[Kernel]) -> int:
     return round(sum(stored_weights(target, kernels)))
 
 
-def with_memory(cost: Cost, target: Target, graph: Any, kernels: Sequence[Kernel]) -> Cost:
+def with_memory(
+    cost: Cost,
+    target: Target,
+    graph: Any,
+    kernels: Sequence[Kernel],
+    found: Arrangement | None = None,
+) -> Cost:
     """A predicted cost with its memory: peaks, stored weights, and what is alive at each peak.
 
     Args:
@@ -65,13 +78,14 @@ def with_memory(cost: Cost, target: Target, graph: Any, kernels: Sequence[Kernel
         target: its card.
         graph: `gs.Graph` with static shapes.
         kernels: its `split_kernels`.
+        found: as of `peaks`.
     """
-    found = peaks(target, graph, kernels)
+    most = peaks(target, graph, kernels, found)
     return replace(
         cost,
-        peak_bytes={memory: at.size for memory, at in found.items()},
+        peak_bytes={memory: at.size for memory, at in most.items()},
         weight_bytes=weight_bytes(target, kernels),
-        detail={**cost.detail, "peak_tensors": peak_detail(found)},
+        detail={**cost.detail, "peak_tensors": peak_detail(most)},
     )
 
 

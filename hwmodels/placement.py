@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxnas.cost import Target
-from onnxnas.hwmodels import ethos_memory, ort_placement
-from onnxnas.hwmodels.ethos_memory import Arrangement
+from onnxnas.hwmodels import ort_placement
+from onnxnas.hwmodels.ethos_memory import Arrangement, System, arrange
 from onnxnas.hwmodels.ethos_weights import encoded_bytes
 from onnxnas.kernels import Kernel
 
@@ -40,26 +40,29 @@ Placement = NDArray[np.float64]
 """[kernels, len(PLACEMENT)]"""
 
 
-def place(target: Target, graph: Any, kernels: Sequence[Kernel]) -> Placement:
+def place(
+    target: Target, graph: Any, kernels: Sequence[Kernel], found: Arrangement | None = None
+) -> Placement:
     """Placement of a network's kernels on a target.
 
     Args:
         target: its card.
         graph: `gs.Graph` with static shapes.
         kernels: its `split_kernels`.
+        found: its arrangement, where an Ethos-U target's is known already.
     """
     result = unplaced(kernels)
     if target.backend == "onnxruntime":
         floating = target.config["precision"] == "float32"
         for name, values in ort_placement.columns(kernels, floating).items():
             result[:, _COLUMN[name]] = values
-    system = ethos_memory.System.of(target)
+    system = System.of(target)
     if system is None:
         return result
+    found = found or arrange(graph, kernels, system)
     result[:, _COLUMN["steps"]] = 0
     result[:, [_COLUMN["previous"], _COLUMN["following"]]] = -1
     result[:, _COLUMN["stored_weights"]] = [encoded_bytes(k, system.family) for k in kernels]
-    found = ethos_memory.arrange(graph, kernels, system)
     result[:, _COLUMN["modelled"]] = found.cycles
     _book(result, found)
     return result

@@ -15,7 +15,6 @@ from onnxnas.hwmodels.ethos_u import card
 from onnxnas.hwmodels.measuring import kernel_cycles
 from onnxnas.hwmodels.vela import VelaCostModel
 from onnxnas.kernels import split_kernels
-from onnxnas.memory import peak
 
 TARGETS = ("ethos-u55-128", "ethos-u65-256", "ethos-u85-2048")
 
@@ -105,8 +104,7 @@ def compared(graph: Any, target: str) -> tuple[float, float, float, float]:
     found = ethos_memory.arrange(graph, kernels, system)
     true = np.nan_to_num(kernel_cycles(kernels, cost))
     known = np.array(found.cycles) > 0
-    near = peak([*found.near, *found.rolling, *found.weights]).size
-    most = max(near, peak(found.far).size)
+    most = max(at.size for at in ethos_memory.plan(found).values())
     return float(sum(found.cycles)), float(true[known].sum()), most, max(cost.peak_bytes.values())
 
 
