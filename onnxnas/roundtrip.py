@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, update_import_domains
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
+from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from onnxnas.errors import UnsupportedError
 from onnxnas.protos import attribute_kind, first_line, walk
@@ -76,7 +77,7 @@ def import_graph(model: onnx.ModelProto) -> Any:
 
 def copy_graph(graph: Any) -> Any:
     """What `gs.Graph.copy` gives, which copies every tensor twice."""
-    copies = {name: tensor.copy() for name, tensor in graph.tensors().items()}
+    copies = {name: _copy_tensor(tensor) for name, tensor in graph.tensors().items()}
     for tensor in [*graph.inputs, *graph.outputs]:
         copies.setdefault(tensor.name, tensor.copy())
 
@@ -85,6 +86,20 @@ def copy_graph(graph: Any) -> Any:
 
     nodes = [node.copy(own(node.inputs), own(node.outputs), copies) for node in graph.nodes]
     return _like(graph, nodes, own(graph.inputs), own(graph.outputs))
+
+
+def _copy_tensor(tensor: Any) -> Any:
+    """What its `copy` gives, past setters that look for edges: it has none yet."""
+    new = object.__new__(type(tensor))
+    own = vars(new)
+    own.update(vars(tensor))
+    own["inputs"] = SynchronizedList(new, "outputs", ())
+    own["outputs"] = SynchronizedList(new, "inputs", ())
+    if isinstance(tensor, gs.Constant):
+        own["data_location"], own["_export_dtype"] = None, tensor.export_dtype
+    else:
+        own["type"] = "tensor_type"
+    return new
 
 
 def export_graph(graph: Any, *, consume: bool = False) -> onnx.ModelProto:

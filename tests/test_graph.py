@@ -24,6 +24,7 @@ from onnxnas.graph import (
     to_model,
     values_of,
 )
+from onnxnas.roundtrip import copy_graph
 
 
 def text(body: str, opsets: str = '"" : 17', ir: int = 8, check: bool = True) -> onnx.ModelProto:
@@ -354,3 +355,26 @@ def test_parameters_are_counted_in_every_float_type() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert graphs.count_parameters(from_model(model)) == 3
     assert graphs.count_parameters(from_model(conv_relu())) == 16 * 3 * 9 + 16
+
+
+def test_a_copy_is_what_graphsurgeon_copies() -> None:
+    """Tensor by tensor, edges included, and nothing of it is shared but values and attributes."""
+    graph = from_model(conv_relu())
+    graph.tensors()["mid"].type = "sequence_type"
+    ours, theirs = copy_graph(graph), graph.copy()
+    assert [n.op for n in ours.nodes] == [n.op for n in theirs.nodes]
+    found, wanted = ours.tensors(), theirs.tensors()
+    assert list(found) == list(wanted)
+    for name, tensor in found.items():
+        assert tensor is not graph.tensors()[name]
+        fields, others = vars(tensor), vars(wanted[name])
+        assert fields.keys() == others.keys()
+        for field in fields.keys() - {"inputs", "outputs"}:
+            assert fields[field] is others[field] or fields[field] == others[field]
+        for end in ("inputs", "outputs"):
+            assert [n.name for n in fields[end]] == [n.name for n in others[end]]
+            assert all(any(n is own for own in ours.nodes) for n in fields[end])
+    reader = found["mid"].outputs[0]
+    reader.inputs.clear()
+    assert not found["mid"].outputs
+    assert graph.tensors()["mid"].outputs
