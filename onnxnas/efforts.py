@@ -47,6 +47,8 @@ _SHORT = 0.01
 below other limits where it can be."""
 _HOPELESS = 4.0
 """Times the limit that a rung may harm, as its choices were fitted alone, to be worth a step on."""
+_HALVINGS = 2
+"""Looks between the last rung that keeps to the limit and the first that does not."""
 _LOOKED_AT = 4000
 """Candidates a strategy looks up in the table for one ladder."""
 _COHORTS, _COHORT = 3, 4
@@ -159,11 +161,12 @@ class Effort:
         if (most := self.goal.ceilings.get(axis)) is not None:
             rungs += [most, most * (1 - _SHORT)]
         rungs = sorted((r for r in rungs if 0 < r < self.goal.original[axis]), reverse=True)
+        return list(dict.fromkeys(self._found(problem, axis, rungs)))
+
+    def _found(self, problem: Problem, axis: int, rungs: Sequence[float]) -> list[Candidate]:
         if self.strategy == "exact":
-            found = self._steps(Program(problem), axis, rungs)
-        else:
-            found = self._from_front(problem, axis, rungs)
-        return list(dict.fromkeys(c for c in found if c is not None))
+            return [c for c in self._steps(Program(problem), axis, rungs) if c is not None]
+        return [c for c in self._from_front(problem, axis, rungs) if c is not None]
 
     def _steps(self, program: Program, axis: int, rungs: Sequence[float]) -> list[Candidate | None]:
         """One candidate a rung; peaks go in steps, so one just below what it comes to as well."""
@@ -252,13 +255,17 @@ class Effort:
         best = max((i for i, t in met.items() if t.damage <= self.limit), default=None)
         worse = [i for i, t in met.items() if t.damage > self.limit]
         if best is not None and best + 1 in worse:
-            ends = [met[i].evaluated.figures[self.axis] for i in (best, best + 1)]
-            if self.strategy == "exact":
-                between, _ = self._mildest(Program(problem), self.axis, sum(ends) / 2)
-            else:
-                (between,) = self._from_front(problem, self.axis, [sum(ends) / 2])[:1] or [None]
-            if between is not None:
-                self.refit(between)
+            self._halve(problem, met[best], met[best + 1])
+
+    def _halve(self, problem: Problem, good: Tried, bad: Tried) -> None:
+        """What lies between one that keeps to the limit and one that does not."""
+        for _ in range(_HALVINGS):
+            ends = [t.evaluated.figures[self.axis] for t in (good, bad)]
+            between = self._found(problem, self.axis, [sum(ends) / 2])
+            tried = self.refit(between[0]) if between else None
+            if tried is None or not ends[1] < tried.evaluated.figures[self.axis] < ends[0]:
+                return
+            good, bad = (tried, bad) if tried.damage <= self.limit else (good, tried)
 
     def _breed(self, problem: Problem) -> None:
         """Cohorts around the front: sums corrected by what was found, then bred by evolution."""

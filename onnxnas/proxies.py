@@ -39,6 +39,9 @@ SCORES = ("naswot", "zen", "meco")
 MIN_CANDIDATES = 8
 """A rank correlation of fewer says nothing."""
 
+_ONE_SIDED_95 = 1.644854
+"""Standard deviations that a normal quantity exceeds in 5 % of cases."""
+
 _ROWS = 16
 """Random inputs; the size of `naswot`'s kernel."""
 
@@ -119,8 +122,8 @@ class Rank:
         correlation: Spearman's, of the score with minus the damage, latency held fixed (partial
             correlation of ranks).
         count: candidates compared.
-        useful: it is positive and beats all baselines, whichever one candidate is left out: of a
-            few candidates one can make any score look good.
+        useful: it beats all baselines, whichever one candidate is left out, and is more than
+            chance would give for one score in twenty: of few candidates any score may look good.
         reason: why it is not useful, as a clause; empty where it is.
     """
 
@@ -156,7 +159,7 @@ def assess(
     ]
     ranks = []
     for at, name in enumerate(names):
-        reason = _not_useful(name, at, names, whole, parts)
+        reason = _not_useful(name, at, names, whole, parts, _chance(count))
         ranks.append(Rank(name, whole[at], count, not reason, reason))
     return tuple(ranks)
 
@@ -173,6 +176,7 @@ def _not_useful(
     names: Sequence[str],
     whole: Sequence[float],
     parts: Sequence[Sequence[float]],
+    chance: float,
 ) -> str:
     """Why a score is of no use, empty if it is."""
     if name in BASELINES:
@@ -183,9 +187,16 @@ def _not_useful(
     best = max(rivals, key=lambda i: whole[i])
     if whole[at] <= whole[best]:
         return f"{names[best]} ranks them at least as well"
+    if whole[at] <= chance:
+        return f"chance alone gives up to {chance:.2f}"
     if any(part[at] <= max(0.0, *(part[i] for i in rivals)) for part in parts):
         return "it is ahead by no more than one candidate"
     return ""
+
+
+def _chance(count: int) -> float:
+    """What one unrelated score in twenty exceeds (Fisher's z, one quantity held fixed)."""
+    return float(np.tanh(_ONE_SIDED_95 / np.sqrt(count - 4)))
 
 
 def partial_rank_correlation(
@@ -210,7 +221,9 @@ def beside(
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     spread = float(a.std() * b.std())
-    return float(((a - a.mean()) * (b - b.mean())).mean()) / spread if spread > 0 else 0.0
+    if spread <= 0:
+        return 0.0
+    return float(np.clip(((a - a.mean()) * (b - b.mean())).mean() / spread, -1, 1))  # rounding
 
 
 def _initialised(graph: Any, seed: int) -> tuple[Any, float]:
