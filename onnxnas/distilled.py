@@ -28,7 +28,7 @@ from onnxnas.version import __version__
 
 _BEYOND = 2
 """Finalists beyond the limit that are trained, at most."""
-_FAR = 2.0
+_FAR = 3.0
 """Times the limit: what loses more than that is not brought below it."""
 _DAMAGE = column("quality")
 
@@ -84,7 +84,7 @@ class Distillation:
             both = np.array([chosen.figures, row])
             if limit < damage <= _FAR * limit and self.goal.order(both)[0] == 1:
                 beyond.append(e)
-        beyond.sort(key=lambda e: (e.figures[_DAMAGE], e.figures[0]))
+        beyond.sort(key=lambda e: [loss.value for loss in e.losses])
         first = [chosen] if chosen.evaluation == "multishot" else []
         return first + beyond[:_BEYOND]
 

@@ -262,7 +262,7 @@ def _zero_shot(found: Mapping[str, Any] | None) -> Iterator[Block]:
         "Scores of a structure with random weights, and whether they rank this search's own "
         f"candidates (compared: {found['candidates']} {found['compared']}) by their divergence: "
         "rank correlation with less of it, latency held fixed. What does not beat all baselines, "
-        "whichever candidate is left out, is not used."
+        "whichever candidate is left out, or only by what chance gives, is not used."
     )
     rows = [
         (

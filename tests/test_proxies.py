@@ -118,13 +118,22 @@ def test_only_a_score_that_beats_the_baselines_is_useful() -> None:
 
 
 def test_one_lucky_candidate_makes_no_score_useful() -> None:
-    cycles = [1.0] * 9
-    damage = [float(d) for d in (1, 2, 3, 4, 5, 6, 7, 8, 90)]
-    middling = [3.0, 1.0, 4.0, 2.0, 3.0, 2.0, 4.0, 1.0]  # says nothing of the first eight
-    rows = [
-        {"macs": m, "parameters": 0.0, "naswot": s}
-        for m, s in zip([*middling, 2.0], [*reversed(middling), -9.0], strict=True)
-    ]
-    ranks = {r.score: r for r in assess(rows, cycles, damage)}
-    assert ranks["naswot"].correlation > max(0.0, ranks["macs"].correlation)
+    damage = [float(d) for d in range(1, 10)]
+    known, missed = [-d for d in damage], [*(-d for d in damage[:-1]), 0.0]
+    rows = [{"macs": m, "parameters": 0.0, "naswot": s} for m, s in zip(missed, known, strict=True)]
+    ranks = {r.score: r for r in assess(rows, [1.0] * 9, damage)}
+    assert ranks["naswot"].correlation > 0.99 > ranks["macs"].correlation
     assert ranks["naswot"].reason == "it is ahead by no more than one candidate"
+
+
+def test_what_chance_gives_is_no_use() -> None:
+    rng = np.random.default_rng(4)
+    useful = []
+    for _ in range(200):  # scores that know nothing
+        damage, macs, score = rng.uniform(size=(3, 12))
+        rows = [{"macs": float(m), "naswot": float(s)} for m, s in zip(macs, score, strict=True)]
+        (_, naswot) = assess(rows, [1.0] * 12, damage.tolist())
+        useful.append(naswot.useful)
+        if 0 < naswot.correlation < 0.5:
+            assert "ranks them at least" in naswot.reason or "chance alone" in naswot.reason
+    assert sum(useful) < 0.06 * len(useful)
