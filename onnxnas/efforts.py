@@ -38,8 +38,7 @@ from onnxnas.zero_shot import ZeroShot
 EffortName = Literal["quick", "normal", "thorough"]
 EFFORTS: tuple[EffortName, ...] = ("quick", "normal", "thorough")
 
-_CYCLES, _DAMAGE = column("latency"), column("quality")
-_PEAK = column("peak-memory")
+_CYCLES, _PEAK, _DAMAGE = map(column, ("latency", "peak-memory", "quality"))
 _STEP = 0.05
 """Between two rungs of the ladder, as a share of what is left without any damage."""
 _SHORT = 0.01
@@ -173,13 +172,15 @@ class Effort:
         found = []
         for rung, below in zip(rungs, [*rungs[1:], math.inf], strict=True):
             candidate, figure = self._mildest(program, axis, rung)
+            if math.isinf(figure):  # nor is there one further down
+                break
             found.append(candidate)
             if axis == _PEAK and (lower := figure * (1 - _SHORT)) > below:
                 found.append(self._mildest(program, axis, lower)[0])
         return found
 
     def _mildest(self, program: Program, axis: int, most: float) -> tuple[Candidate | None, float]:
-        """Of candidates with no more than this on an axis, and what it has there."""
+        """Of candidates with no more than this on an axis; what it has there, or infinity."""
         self.looked_up += 1
         others = program.problem.goal.ceilings
         for short in (_SHORT, 0.0) if others else (0.0,):
@@ -187,7 +188,7 @@ class Effort:
             found = program.best(_DAMAGE, {**ceilings, axis: most})
             if found.genes is not None and found.figures is not None:
                 return self._whole(program.problem, found.genes), float(found.figures[axis])
-        return None, 0.0
+        return None, math.inf
 
     def _whole(self, problem: Problem, genes: Genes) -> Candidate | None:
         """A combination with the exact choices beside it; None where nothing is made."""
