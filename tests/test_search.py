@@ -17,7 +17,7 @@ from onnxnas.greedy import greedy
 from onnxnas.pass_contract import Why
 from onnxnas.passes.depthwise_to_standard import DepthwiseToStandard
 from onnxnas.screening import Screen
-from onnxnas.search import MIN_GAIN, Evaluator
+from onnxnas.search import MIN_GAIN, Evaluator, Trial
 from onnxnas.sites import Candidate, SearchSpace
 
 
@@ -196,3 +196,17 @@ def test_another_value_can_be_minimised() -> None:
     """MACs: no dense convolution is worth it then."""
     found = greedy(evaluator(), value=lambda t: float("inf") if t.cost is None else t.cost.macs)
     assert found.best.candidate == Candidate()
+
+
+def test_what_is_predicted_not_to_lower_another_value_is_not_compiled() -> None:
+    """Cycles that count for little beside MACs: dense convolutions are asked about in vain."""
+
+    def value(trial: Trial) -> float:
+        return float("inf") if trial.cost is None else trial.cost.macs + 1e-3 * trial.cycles
+
+    whole, toy = greedy(evaluator(), value=value), ToyCostModel()
+    found = greedy(evaluator(toy), value=value, screen=Screen(Learned(off=0.97, doubt=0.01)))
+    assert found.best.candidate == whole.best.candidate == Candidate()
+    assert toy.calls < len(whole.trials) / 2
+    said = {row.reason.split(":")[0] for row in found.ledger}
+    assert "predicted not to pay" in said
