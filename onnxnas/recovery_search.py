@@ -1,9 +1,9 @@
 """Choices that change the function: what each saves and harms alone, and what combinations do.
 
 Costs come first: a choice that saves nothing on the target is never fitted. What remains is fitted
-alone and judged alone on held-out rows. A search over the sums of savings and divergences proposes
-combinations; sums are only a proxy, so these are compiled whole and really judged, with the
-weights as they were fitted alone (single-shot) or fitted again in order (multishot).
+alone and judged alone on held-out rows. A search over costs that are looked up and divergences that
+are added up proposes combinations; that is only a proxy, so these are compiled whole and really
+judged, with weights as they were fitted alone (single-shot) or fitted again in order (multishot).
 """
 
 from __future__ import annotations
