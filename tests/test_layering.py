@@ -28,7 +28,8 @@ LAYERS = """
 3 objectives
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
 2 channel_values least_squares memory fusion pointwise squeeze_excite
-1 folding noise quantise graph roundtrip protos loading normalise runtime difference probes foreign excerpt resized
+1 folding noise quantise graph roundtrip protos loading normalise runtime difference probes foreign
+1 excerpt resized
 0 errors version toml_file cpu_time forks
 """
 """Imports point down, or stay in a layer without a cycle."""
