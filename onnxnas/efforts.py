@@ -2,7 +2,7 @@
 
     quick      a ladder from the sums, each rung judged as its choices were fitted alone
     normal     and those near the limit fitted again in order
-    thorough   and cohorts bred from those, with sums corrected by what was found
+    thorough   and cohorts bred from those, sums corrected by findings; then `onnxnas.distilled`
 
 Everything that was tried is kept in the order in which it was tried, so that a search that ends
 early hands out the best so far.

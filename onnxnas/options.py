@@ -30,7 +30,11 @@ ShapeOpt = Annotated[
 ]
 CalibrationOpt = Annotated[
     Path | None,
-    typer.Option("--calibration", help="Inputs to verify on: .npy, .npz or a folder of images."),
+    typer.Option(
+        "--calibration",
+        help="Unlabelled inputs to verify (and, if weights are fitted, to fit) on: .npy, .npz or a "
+        "folder of images.",
+    ),
 ]
 MeanOpt = Annotated[
     str, typer.Option(help="Image preprocessing: (pixel - mean) / scale; one value or three.")

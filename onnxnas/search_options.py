@@ -52,7 +52,7 @@ EffortOpt = Annotated[
     EffortChoice,
     typer.Option(
         help="Combinations judged as their choices were fitted alone; those near the limit fitted "
-        "again; cohorts bred from those as well."
+        "again; cohorts bred from those as well, and finalists distilled (PyTorch)."
     ),
 ]
 StrategyOpt = Annotated[
