@@ -218,6 +218,8 @@ def table(files: Sequence[Path]) -> str:
     """What several runs on one network and target found, in Markdown."""
     runs = [json.loads(file.read_text()) for file in files]
     points = sorted((p for run in runs for p in run["points"]), key=lambda p: float(p["saving"]))
+    if not points:
+        return "no points yet"
     views = list(points[0]["float"])
     head = ["cycles", *views, *(f"int8: {v}" for v in views if v != "hard")]
     head += ["held out: divergence", "agreement"]
