@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--target", default="ethos-u65-512")
     parser.add_argument("--max-drop", default="1%")
     parser.add_argument("--budget", default="10m", help="of each run")
+    parser.add_argument("--effort", default="normal")
+    parser.add_argument("--cases", nargs="*", default=sorted({case for _, case, *_ in CASES}))
     parser.add_argument("--models", nargs="*", default=sorted(METRICS))
     parser.add_argument("--folder", type=Path, help="keeps everything; default: nowhere")
     args = parser.parse_args()
@@ -64,7 +66,7 @@ def main() -> None:
         )
         print("|---|---|---|---|---|---|---|---|")
         for model, case, options, claim in CASES:
-            if model in args.models:
+            if model in args.models and case in args.cases:
                 print(_row(folder, model, case, options, claim, args), flush=True)
 
 
@@ -81,7 +83,8 @@ def _row(
     report = _onnxnas(
         "optimize", str(SAMPLES / f"{model}.onnx"), "-t", args.target, "-o",
         str(folder / f"{name}.onnx"), "--calibration", str(data), "--evaluate",
-        f"{metric}={binding}", "--max-drop", args.max_drop, "--budget", args.budget, *options,
+        f"{metric}={binding}", "--max-drop", args.max_drop, "--budget", args.budget,
+        "--effort", args.effort, *options,
     )  # fmt: skip
     seconds = time.monotonic() - begin
     before, after = report["original"]["metrics"], report["result"]["metrics"]
