@@ -165,7 +165,8 @@ h2 { font-size: 1.15rem; margin-top: 2.25rem; border-bottom: 1px solid var(--lin
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
   vertical-align: top; }
-th:first-child { text-align: left; overflow-wrap: anywhere; }
+th:first-child { text-align: left; overflow-wrap: anywhere; min-width: 7rem; }
+td { min-width: 4.5rem; }
 thead th { color: var(--soft); font-weight: 600; }
 tbody th { font-weight: 400; }
 tbody tr:nth-child(even) { background: var(--band); }
