@@ -67,7 +67,8 @@ def _run(args: Any, folder: Path) -> None:
     first = report["front"][0]["metrics"]["latency"]["value"]
     for point in report["front"][1:]:
         path = folder / f"{result.stem}.run" / "candidates" / f"{point['label']}.onnx"
-        if point["label"] and path.exists():
+        path = result if point["chosen"] else path
+        if path.exists():
             _, scores = case.score(onnx.load(path), base)
             drops = [
                 f"{-scores[view]['drop']:+.1f} +- {scores[view]['drop_standard_error']:.1f}"
@@ -75,7 +76,7 @@ def _run(args: Any, folder: Path) -> None:
             ]
             change = point["metrics"]["latency"]["value"] / first - 1
             agreement = 100 * (1 - point["losses"][0]["value"]) if point["losses"] else 100
-            name = point["label"] + (" (chosen)" if point["chosen"] else "")
+            name = f"{point['label']} (chosen)".strip() if point["chosen"] else point["label"]
             print(f"| {name} | {100 * change:+.1f} % | {' | '.join(drops)} | {agreement:.0f} % |")
 
 

@@ -36,24 +36,33 @@ def pareto(figures: Array, columns: Sequence[int]) -> NDArray[np.bool_]:
     return mask
 
 
-def named(figures: Array, columns: Sequence[int]) -> dict[str, int]:
+def named(figures: Array, columns: Sequence[int], chosen: int | None = None) -> dict[str, int]:
     """Up to five points of a front, spread evenly over its first column: name -> row.
 
     A is the mildest (largest in the first column), the last one goes furthest. Rows that are not
-    on the front get no name.
+    on the front get no name, but for the chosen one, which always has one.
 
     Args:
         figures: (n, columns); leave the original out, it needs no name.
         columns: that span the front.
+        chosen: a row.
     """
-    front = np.flatnonzero(pareto(figures, columns))
+    on_front = pareto(figures, columns)
+    if chosen is not None:
+        on_front[chosen] = True
+    front = np.flatnonzero(on_front)
     values = figures[front, columns[0]]
     order = np.lexsort((front, -values))
     front, values = front[order], values[order]
     if len(front) > NAMED:
         free = np.ones(len(front), dtype=bool)
         free[[0, -1]] = False
-        for aim in np.linspace(values[0], values[-1], NAMED)[1:-1]:
+        aims = np.linspace(values[0], values[-1], NAMED)[1:-1]
+        inside = np.flatnonzero(free & (front == chosen))
+        if len(inside):  # it takes the place of the point that would be nearest to it
+            free[inside] = False
+            aims = np.delete(aims, np.argmin(np.abs(aims - values[inside])))
+        for aim in aims:
             gaps = np.where(free, np.abs(values - aim), np.inf)
             free[np.argmin(gaps)] = False
         front = front[~free]

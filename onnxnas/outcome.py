@@ -168,7 +168,9 @@ def front_of(
     on_front = pareto(figures, columns)
     changed = [i for i, e in enumerate(everything) if e.candidate.decisions]
     kept = [i for i in changed if on_front[i] or everything[i] is chosen]
-    names = {kept[row]: name for name, row in named(figures[kept], columns).items()} if kept else {}
+    own = next((at for at, i in enumerate(kept) if everything[i] is chosen), None)
+    found = named(figures[kept], columns, own) if kept else {}
+    names = {kept[row]: name for name, row in found.items()}
     points = [
         FrontPoint.of(
             e.candidate,

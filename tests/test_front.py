@@ -58,6 +58,21 @@ def test_names_do_not_depend_on_the_order_and_skip_what_is_beaten() -> None:
     assert (1.0,) * 5 not in base.values()
 
 
+def test_the_chosen_one_always_has_a_name() -> None:
+    cycles = [100.0, 99.0, 98.0, 76.0, 74.9, 60.0, 51.0, 30.0, 26.0, 1.0, 0.0]
+    for row in range(len(cycles)):
+        found = named(staircase(cycles), (0, 4), row)
+        assert row in found.values()
+        assert {0, len(cycles) - 1} <= set(found.values())
+        assert len(set(found.values())) == len(found) == 5
+        assert [cycles[at] for at in found.values()] == sorted(
+            (cycles[at] for at in found.values()), reverse=True
+        )
+    assert named(staircase(cycles), (0, 4), 5) == {"A": 0, "B": 4, "C": 5, "D": 8, "E": 10}
+    beaten = np.concatenate([staircase([3.0, 1.0]), np.full((1, 5), 2.0)])
+    assert named(beaten, (0, 4), 2) == {"A": 0, "B": 2, "C": 1}
+
+
 def test_a_short_front_names_what_there_is() -> None:
     assert named(staircase([3.0, 1.0]), (0, 4)) == {"A": 0, "B": 1}
     assert named(staircase([]), (0, 4)) == {}
