@@ -63,6 +63,7 @@ class _Folding:
         self.nodes = list(self.graph.node)
         self.given = {v.name for v in [*self.graph.input, *self.graph.output]}
         self.tensors = {t.name: t for t in self.graph.initializer}
+        self.inputs = {v.name: v.type.tensor_type.shape.dim for v in self.graph.input}
 
     def step(self) -> bool:
         """Fold one node away, if there is one to fold."""
@@ -119,7 +120,7 @@ class _Folding:
         for name in node.input:
             found = self._affine(node, name, channels, len(tensor.dims))
             bias = self._bias(reader, outputs)
-            if found is None or bias is None or self._ends_an_activation(name):
+            if found is None or bias is None or not self._may_lose(name, channels):
                 continue
             if found.shift.any() and _pads(reader):
                 continue
@@ -148,7 +149,7 @@ class _Folding:
         shifted = self._affine(between, node.output[0], channels, rank)
         for name in node.input:
             found = self._affine(node, name, channels, rank)
-            if found is None or shifted is None or self._ends_an_activation(name):
+            if found is None or shifted is None or not self._may_lose(name, channels):
                 continue
             if found.shift.any() or not found.scale.all() or (shifted.scale != 1).any():
                 continue
@@ -254,12 +255,19 @@ class _Folding:
         readers = self.readers[node.output[0]]
         return node.op_type == "Add" and any(r.op_type == "Clip" for r in readers)
 
-    def _ends_an_activation(self, name: str) -> bool:
-        """What divides ``x * clip(x + 3, 0, 6)`` by 6 belongs to a hard-swish."""
+    def _may_lose(self, name: str, channels: int) -> bool:
+        """Whether what scales or shifts a tensor may go, and the next convolution read the tensor.
+
+        Not where it makes several channels of an input's one, and not where it ends an activation:
+        what divides ``x * clip(x + 3, 0, 6)`` by 6 belongs to a hard-swish.
+        """
+        sizes = self.inputs.get(name)
+        if sizes is not None and (len(sizes) < 2 or sizes[1].dim_value not in (0, channels)):
+            return False
         maker = self.makers.get(name)
         if maker is None or maker.op_type not in ("Mul", "Clip"):
-            return False
-        return all(i not in self.tensors for i in maker.input[:2])
+            return True
+        return any(i in self.tensors for i in maker.input[:2])
 
 
 def _scaled_outputs(node: onnx.NodeProto, weight: NDArray[Any], scale: Array) -> NDArray[Any]:
