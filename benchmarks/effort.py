@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from recovery import evaluation, mobilenetv2
+from evalset_cases import evaluation, mobilenetv2
 
 
 def main() -> None:
