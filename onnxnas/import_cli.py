@@ -110,6 +110,10 @@ def cpu(
         ort_networks,
         sampling,
     )
+    from onnxnas.loading import check_output
+
+    if out is not None:
+        check_output(out)  # a quarter of an hour is not to be spent before that is seen
 
     def tell(done: int, count: int, left: float) -> None:
         print(f"{done} of {count} networks timed, about {left / 60:.0f} min left", file=sys.stderr)

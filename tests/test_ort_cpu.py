@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from onnxnas.cli import app
 from onnxnas.cost import Cost, CostModel, KernelCost
-from onnxnas.errors import OnnxnasError, UnsupportedError
+from onnxnas.errors import OnnxnasError, UnsupportedError, UsageError
 from onnxnas.graph import from_model, static_view
 from onnxnas.hwmodels import csv_import, dataset, ort_cpu, training
 from onnxnas.hwmodels.kernel_table import KernelTable
@@ -290,6 +290,19 @@ def test_shipped_models_cost_networks(name: str) -> None:
     assert trees.stat().st_size <= training.MAX_BYTES
     macs = [model.cost(from_model(_conv(c, 32))).cycles for c in (16, 64)]
     assert macs[1] > 3 * macs[0]
+
+
+def test_where_no_card_can_be_written_nothing_is_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ort_cpu, "OnnxruntimeCostModel", Pretended)
+    data = tmp_path / "data"
+    found = CliRunner().invoke(
+        app, ["target", "cpu", str(tmp_path / "none" / "a.json"), "--data", str(data)]
+    )
+    assert isinstance(found.exception, UsageError)
+    assert "does not exist: create it first" in str(found.exception)
+    assert not data.exists()
 
 
 def test_the_command_measures_trains_and_resumes(
