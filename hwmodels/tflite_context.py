@@ -48,6 +48,17 @@ def same_order(shape: Sequence[int], one: Layout, other: Layout) -> bool:
     return [a for a in one if shape[a] != 1] == [a for a in other if shape[a] != 1]
 
 
+def is_bytes(tensor: Any) -> bool:
+    """Whether a tensor is of integers of eight bits."""
+    dtype = None if tensor.dtype is None else np.dtype(tensor.dtype)
+    return dtype is not None and dtype.kind in "iu" and dtype.itemsize == 1
+
+
+def of_bytes(tensor: Any) -> Quantization:
+    """What makes INT8 of the numbers of such a tensor."""
+    return Quantization((1.0,), -128 if np.dtype(tensor.dtype).kind == "u" else 0)
+
+
 class WeightCache:
     """Quantised weights by identity of the array they came from.
 
@@ -222,8 +233,10 @@ class Context:
         self._numbers[tensor.name, self.layouts[tensor.name]] = number
 
     def new(self, tensor: Any, layout: Layout) -> int:
-        """A tensor quantised after its range; integer ONNX tensors become INT32."""
+        """A tensor quantised after its range; integer ONNX tensors become INT32, or stay bytes."""
         shape = [self.shape(tensor)[a] for a in layout]
+        if is_bytes(tensor):
+            return self.writer.tensor(tensor.name, shape, "INT8", of_bytes(tensor))
         if tensor.dtype is not None and not np.issubdtype(tensor.dtype, np.floating):
             return self.writer.tensor(tensor.name, shape, "INT32")
         return self.writer.tensor(tensor.name, shape, "INT8", self.quantization(tensor.name))

@@ -17,7 +17,7 @@ from onnxnas.hwmodels import tflite_lowering_conv as convs
 from onnxnas.hwmodels import tflite_lowering_elementwise as elementwise
 from onnxnas.hwmodels import tflite_lowering_pool as pools
 from onnxnas.hwmodels import tflite_lowering_shape as shapes
-from onnxnas.hwmodels.tflite_context import CannotLower, Context, WeightCache
+from onnxnas.hwmodels.tflite_context import CannotLower, Context, WeightCache, is_bytes
 from onnxnas.ops import STANDARD_DOMAINS, macs
 
 Lower = Callable[[Context, Any], None]
@@ -64,6 +64,8 @@ LOWERINGS: Mapping[str, Lower] = {
 
 _ANY_TYPE = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 """Operators that do not care about the type of what they move."""
+_BYTES_TOO = frozenset({"Resize", "Slice", "Transpose", "Pad", "Concat"})
+"""Operators that move values which are int8 here, whatever they were."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def _lowering(ctx: Context, node: Any) -> Lower:
         raise CannotLower("works on constants only: fold them first")
     if node.op not in _ANY_TYPE:
         for tensor in node.inputs[:1]:
-            if tensor.dtype is not None and not np.issubdtype(tensor.dtype, np.floating):
+            floating = tensor.dtype is None or np.issubdtype(tensor.dtype, np.floating)
+            if not floating and not (node.op in _BYTES_TOO and is_bytes(tensor)):
                 raise CannotLower(f"works on {tensor.dtype} values")
     return LOWERINGS[node.op]
 

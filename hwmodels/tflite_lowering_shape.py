@@ -12,6 +12,8 @@ from onnxnas.hwmodels.tflite_context import (
     Context,
     Layout,
     channels_last,
+    is_bytes,
+    of_bytes,
     plain,
     same_order,
 )
@@ -24,11 +26,19 @@ def alias(ctx: Context, node: Any) -> None:
 
 
 def cast(ctx: Context, node: Any) -> None:
-    """Cast between floats, or at the edge of the graph, is no work; the rest is refused."""
+    """Cast between floats, or at the edge of the graph, is no work; of integers to bytes an ADD.
+
+    Vela leaves TFLite's own operator for that, which its runtime has instead, to the CPU on
+    Ethos-U55 and U65; on U85 it makes the same addition of it. The rest is refused.
+    """
     x, y = node.inputs[0], node.outputs[0]
     edge = not x.inputs or all(not t.outputs for t in node.outputs)
     floats = [t.dtype is not None and np.issubdtype(t.dtype, np.floating) for t in (x, y)]
-    if (x.inputs and (edge or floats[0] == floats[1])) or all(floats):
+    if is_bytes(y) and not edge and not is_bytes(x) and not floats[0]:
+        source, zero = ctx.read(x), ctx.ints([0])
+        target = ctx.write(y, ctx.layout(x), quantization=of_bytes(y))
+        ctx.op("ADD", [source, zero], [target], "AddOptions")
+    elif (x.inputs and (edge or floats[0] == floats[1])) or all(floats):
         ctx.alias(y, x)
     elif edge:
         ctx.inputs.append(ctx.write(y))  # the image comes in already quantised
@@ -263,6 +273,9 @@ def resize(ctx: Context, node: Any) -> None:
         target = ctx.write(y, like=source)
         # At whole factors every rounding repeats each pixel; the plain form runs on every NPU.
         half = half and any(a % b for a, b in zip(after[2:], before[2:], strict=True))
+        if corners and _picks(ctx, before[2:], after[2:]):
+            _repeated(ctx, source, target)
+            return
     elif mode in ("linear", "bilinear"):
         op, table = "RESIZE_BILINEAR", "ResizeBilinearOptions"
         target = ctx.write(y, like=source)
@@ -276,6 +289,45 @@ def resize(ctx: Context, node: Any) -> None:
         ctx.op(op, [source, ctx.ints(size)], [part], table, **options)
         source = part
     ctx.op(op, [source, ctx.ints(steps[-1])], [target], table, **options)
+
+
+def _picks(ctx: Context, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Whether the target would pick one of all repetitions of a pixel by a large kernel.
+
+    On Ethos-U55 and U65 nearest pixels between corners are a depthwise convolution as large as
+    the factor, which has one weight that is not zero.
+    """
+    factors = {(a - 1) / max(1, b - 1) for a, b in zip(after, before, strict=True)}
+    factor = factors.pop()
+    whole = not factors and factor == int(factor) and not int(factor) & (int(factor) - 1)
+    whole = whole and min(before) > 1
+    return whole and factor > _LARGEST_PICK and ctx.largest_resize <= _BY_TWOS
+
+
+_LARGEST_PICK = 4
+_BY_TWOS = 8
+"""`largest_resize` of targets that enlarge two by two."""
+
+
+def _repeated(ctx: Context, source: int, target: int) -> None:
+    """Nearest pixels between corners as repetition, half a pixel of which is cut off all around."""
+    n, height, width, channels = ctx.shape_of(source)
+    _, rows, columns, _ = ctx.shape_of(target)
+    factor = (rows - 1) // (height - 1)
+    name = ctx.writer.tensors[target].name
+    for area in _steps(ctx, (height, width), (height * factor, width * factor), 0):
+        part = ctx.like(source, f"{name}/{area[0]}x{area[1]}", [n, *area, channels])
+        ctx.op(
+            "RESIZE_NEAREST_NEIGHBOR",
+            [source, ctx.ints(area)],
+            [part],
+            "ResizeNearestNeighborOptions",
+            AlignCorners=False,
+            HalfPixelCenters=False,
+        )
+        source = part
+    begin, size = ctx.ints([0, factor // 2, factor // 2, 0]), ctx.ints([n, rows, columns, channels])
+    ctx.op("SLICE", [source, begin, size], [target], "SliceOptions")
 
 
 def _steps(

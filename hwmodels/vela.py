@@ -199,12 +199,11 @@ def _places(compiled: Compiled, owner: dict[int, int], written: dict[str, int]) 
     Some operators (ArgMax on U55 and U65) become rows without a source, of which only the last
     writes a tensor of the network: the rows before it belong to it.
     """
-    known = [
-        owner.get(row.source, written.get(row.tensor))
-        if row.source is not None
-        else written.get(row.tensor)
-        for row in compiled.operators
-    ]
+    known = []
+    for row in compiled.operators:
+        # What an operator needs besides is called after the tensor that its part is about.
+        place = written.get(row.tensor, written.get(row.tensor.rpartition("/")[0]))
+        known.append(place if row.source is None else owner.get(row.source, place))
     following = next((k for k in reversed(known) if k is not None), 0)
     places = []
     for place in reversed(known):

@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
-
 from onnxnas.fusion import ARITHMETIC, CONVOLUTIONS, group_from, is_constant
-from onnxnas.ops import macs, require_shapes
+from onnxnas.ops import macs, require_shapes, stored_bytes
 from onnxnas.weight_statistics import WeightStatistics
 
 _LARGEST_STEP = 8
@@ -30,7 +28,7 @@ class Kernel:
 
     Sizes are those of the first input and of the output, as batch, channels, height, width;
     tensors of lower rank have ones at the end, of higher rank their last axes joined. Bytes are
-    those of int8 activations (int32 for integer tensors).
+    those of int8 activations (int32 for integers that are no bytes).
 
     Attributes:
         output: tensor it writes, after the activation.
@@ -361,8 +359,7 @@ def _distinct(tensors: Any) -> list[Any]:
 
 
 def _bytes(tensor: Any) -> int:
-    floating = tensor.dtype is None or np.issubdtype(tensor.dtype, np.floating)
-    return math.prod(int(d) for d in tensor.shape or ()) * (1 if floating else 4)
+    return math.prod(int(d) for d in tensor.shape or ()) * stored_bytes(tensor)
 
 
 def _offset_step(node: Any) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxnas.graph import Shape, infer_shapes, is_static, static_view, to_model
 from onnxnas.pass_contract import Pass
 from onnxnas.resized import declare
-from onnxnas.rewriter import Rewriter
+from onnxnas.rewriter import Edit, Rewriter
 from onnxnas.roundtrip import copy_graph
 from onnxnas.sites import Candidate, SearchSpace
 
@@ -32,16 +32,16 @@ class Applied:
         graph: `gs.Graph`, cleaned up and topologically sorted; its weights may be lazy.
         provenance: output tensor -> ``pass@tensor=choice``.
         replaced: tensor of the original -> the one that all its readers read now.
-        adapters: tensors that only resize an input or an output: what is costed and delivered
-            goes without, and has inputs and outputs of other sizes. The graph itself always has
-            the original's, so that it can be fitted and judged on the user's data.
+        edits: what is still to be done to what is costed and delivered, which may have inputs
+            and outputs of other sizes, see `Rewriter.when_delivered`; who does it, and what. The
+            graph itself always can be fitted and judged on the user's data.
         trained: weights were trained as a whole: those no rewrite touched differ too.
     """
 
     graph: Any
     provenance: Mapping[str, str]
     replaced: Mapping[str, str] = field(default_factory=dict)
-    adapters: frozenset[str] = frozenset()
+    edits: tuple[tuple[str, Edit], ...] = ()
     trained: bool = False
 
     def stands_for(self, tensor: str) -> str:
@@ -52,7 +52,7 @@ class Applied:
 
     def view(self, input_shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """What is costed: every shape fixed, see `onnxnas.graph.static_view`."""
-        graph = self._delivered()
+        graph, _ = self._delivered()
         return static_view(graph, own_sizes(graph, input_shapes))
 
     def model(self, like: Any) -> Any:
@@ -61,41 +61,26 @@ class Applied:
         Args:
             like: the model that the original graph was imported from.
         """
-        graph = self._delivered()
-        model = to_model(graph, like, self.provenance)
-        if self.adapters:
+        graph, provenance = self._delivered()
+        model = to_model(graph, like, provenance)
+        if self.edits:
             declare(model, {t.name: t.shape or () for t in [*graph.inputs, *graph.outputs]})
         return model
 
-    def _delivered(self) -> Any:
-        """The graph without adapters."""
-        if not self.adapters:
-            return self.graph
-        graph = copy_graph(self.graph)
-        tensors, inputs = graph.tensors(), {t.name for t in graph.inputs}
-        for name in sorted(self.adapters & tensors.keys()):
-            (node,) = tensors[name].inputs
-            outer, inner = node.inputs[0], node.outputs[0]
-            in_front = outer.name in inputs
-            if not in_front:
-                outer, inner = inner, outer
-            node.inputs.clear()
-            node.outputs.clear()
-            outer.shape = inner.shape
-            if not in_front:
-                (maker,) = inner.inputs
-                maker.outputs[[t is inner for t in maker.outputs].index(True)] = outer
-            for reader in list(inner.outputs):
-                for i, tensor in enumerate(reader.inputs):
-                    if tensor is inner:
-                        reader.inputs[i] = outer
+    def _delivered(self) -> tuple[Any, Mapping[str, str]]:
+        """The graph after all edits, and who made which node of it."""
+        if not self.edits:
+            return self.graph, self.provenance
+        graph, provenance = copy_graph(self.graph), dict(self.provenance)
+        for author, edit in self.edits:
+            edit(Rewriter(graph, author, provenance))
         declared: dict[str, Any] = {t.name: t.shape for t in graph.outputs}
         for tensor in graph.outputs:
             tensor.shape = None
         _tidy(graph)
         for tensor in graph.outputs:
             tensor.shape = _static_of(tensor.shape, declared[tensor.name])
-        return graph
+        return graph, provenance
 
 
 def own_sizes(
@@ -140,21 +125,21 @@ def apply_candidate(
     result = copy_graph(graph)
     provenance: dict[str, str] = {}
     replaced: dict[str, str] = {}
-    adapters: set[str] = set()
+    edits: list[tuple[str, Edit]] = []
     before = None
     for site, choice in space.decided(candidate):
         if before not in (None, site.pass_name):
             _tidy(result)
         author = f"{site.id}={choice.label}"
         fitted = (weights or {}).get((site.id, choice.label))
-        rewriter = Rewriter(result, author, provenance, fitted, replaced, adapters)
+        rewriter = Rewriter(result, author, provenance, fitted, replaced, edits)
         passes[site.pass_name].rewrite(rewriter, site, choice)
         before = site.pass_name
     if before is not None:
         _tidy(result, shapes)
     trained = (weights or {}).get(TRAINED, {})
     put_values(result, trained)
-    return Applied(result, provenance, replaced, frozenset(adapters), bool(trained))
+    return Applied(result, provenance, replaced, tuple(edits), bool(trained))
 
 
 def put_values(graph: Any, values: Mapping[str, NDArray[Any]]) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxnas.kernels import Kernel
-from onnxnas.ops import UNARY_ELEMENTWISE
+from onnxnas.ops import UNARY_ELEMENTWISE, stored_bytes
 
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast"})
 """Operators whose output is their input under another shape; Cast of int8 activations too."""
@@ -155,7 +155,7 @@ class Flow:
         writes: per kernel, tensors that leave it.
         readers: tensor -> kernels that read it.
         shapes: of every variable.
-        bytes: of every variable as int8, integer tensors as int32.
+        bytes: of every variable as int8, wider integers as int32.
         inputs, outputs: of the network.
     """
 
@@ -164,14 +164,11 @@ class Flow:
         self.outputs = tuple(t.name for t in graph.outputs)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.bytes: dict[str, int] = {}
-        self._items: dict[str, int] = {}
         for tensor in graph.tensors().values():
             if isinstance(tensor, gs.Variable) and tensor.shape is not None and tensor.name:
                 shape = tuple(int(d) for d in tensor.shape)
-                floating = tensor.dtype is None or np.issubdtype(tensor.dtype, np.floating)
                 self.shapes[tensor.name] = shape
-                self._items[tensor.name] = 1 if floating else 4
-                self.bytes[tensor.name] = math.prod(shape) * self._items[tensor.name]
+                self.bytes[tensor.name] = math.prod(shape) * stored_bytes(tensor)
         writer = {t.name: n for n in graph.nodes for t in n.outputs}
         self.nodes: list[list[Any]] = []
         self.reads: list[tuple[str, ...]] = []

@@ -161,6 +161,12 @@ def is_constant(tensor: Any) -> bool:
     return isinstance(tensor, gs.Constant)
 
 
+def stored_bytes(tensor: Any) -> int:
+    """Bytes of one value as accelerators store it: int8 activations, integers at most int32."""
+    dtype = np.dtype(np.float32 if tensor.dtype is None else tensor.dtype)
+    return 1 if np.issubdtype(dtype, np.floating) else min(4, dtype.itemsize)
+
+
 def producer(tensor: Any) -> Any | None:
     """The node that writes a tensor, or None for inputs and constants."""
     return tensor.inputs[0] if tensor.inputs else None

@@ -11,6 +11,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from onnxnas.graph import LazyWeight
 
+Edit = Callable[["Rewriter"], None]
+"""A change of a graph."""
+
 
 class SiteGone(Exception):
     """A site cannot be rewritten any more because of rewrites made before it; says why."""
@@ -26,7 +29,7 @@ class Rewriter:
         fitted: what `Pass.recover` found for this choice, under the names it gave; empty while
             only structure is asked for, and for exact choices.
         replaced: tensor -> the one that all its readers read now. Shared like `provenance`.
-        adapters: see `adapter`. Shared like `provenance`.
+        edits: see `when_delivered`, each with its author. Shared like `provenance`.
     """
 
     def __init__(
@@ -36,10 +39,10 @@ class Rewriter:
         provenance: dict[str, str],
         fitted: Mapping[str, NDArray[Any]] | None = None,
         replaced: dict[str, str] | None = None,
-        adapters: set[str] | None = None,
+        edits: list[tuple[str, Edit]] | None = None,
     ) -> None:
         self.graph = graph
-        self.adapters = set[str]() if adapters is None else adapters
+        self.edits = list[tuple[str, Edit]]() if edits is None else edits
         self.replaced = {} if replaced is None else replaced
         self.fitted: Mapping[str, NDArray[Any]] = fitted or {}
         self.author = author
@@ -166,13 +169,17 @@ class Rewriter:
                     reader.inputs[i] = new
         self.replaced[old.name] = new.name
 
-    def adapter(self, tensor: Any) -> None:
-        """Leave the node that writes a tensor out of what is costed and delivered.
+    def when_delivered(self, edit: Edit) -> None:
+        """Change what is costed and delivered, and not what is fitted and judged.
 
-        It resizes an input or an output, no more: with it the network can be fitted and judged
-        as the original is, and where the user allows it the contract changes by that instead.
+        The graph itself takes the original's inputs and has the tensors that the original is
+        judged by, also where what is delivered does without: a resize of an input or output that
+        the user's own contract makes needless, scores where classes were decided before.
+
+        Args:
+            edit: is called with a copy of the whole rewritten graph, the edits before it done.
         """
-        self.adapters.add(tensor.name)
+        self.edits.append((self.author, edit))
 
     def touch(self, node: Any) -> None:
         """Record that this site made or changed a node."""

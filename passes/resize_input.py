@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from onnxnas.cost import Target
 from onnxnas.excerpt import dependents
 from onnxnas.graph import infer_shapes, is_static
 from onnxnas.pass_contract import Fitted, Pass, Tick, Why, no_tick
+from onnxnas.resize_nodes import MIN_OPSET, add_resize
 from onnxnas.resized import scale
 from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.samples import Samples, Sampling
@@ -48,7 +50,7 @@ class ResizeInput(Pass):
     name: ClassVar[str] = "resize-input"
     summary: ClassVar[str] = "Run the network on smaller pictures, resized in front of it."
     order: ClassVar[int] = 16
-    min_opset: ClassVar[int] = 11
+    min_opset: ClassVar[int] = MIN_OPSET
     resizes: ClassVar[bool] = True
     ratios: tuple[float, ...] = (7 / 8, 3 / 4, 5 / 8, 1 / 2)
     change_contract: bool = False
@@ -104,7 +106,7 @@ class ResizeInput(Pass):
         small = _resize(rw, x, old, size, f"{x.name}/resized")
         small.shape = [*x.shape[:2], *size]
         if self.change_contract:
-            rw.adapter(small)
+            rw.when_delivered(partial(_leave_out, name=small.name, in_front=True))
         for node in readers:
             for i, tensor in enumerate(node.inputs):
                 if tensor is x:
@@ -119,7 +121,7 @@ class ResizeInput(Pass):
             low.shape = [*tensor.shape[:2], *shape]
             _resize(rw, low, shape, tuple(int(d) for d in tensor.shape[2:]), name, tensor)
             if self.change_contract:
-                rw.adapter(tensor)
+                rw.when_delivered(partial(_leave_out, name=name, in_front=False))
 
     def samplings(self, graph: Any, site: Site) -> Sequence[Sampling]:
         return ()
@@ -265,14 +267,29 @@ def _resize(
     rw: Rewriter, x: Any, old: Sequence[int], new: Sequence[int], hint: str, output: Any = None
 ) -> Any:
     """Linear interpolation from one size to another; the mean of four for exactly half."""
-    attrs: dict[str, Any]
     if all(a == 2 * b for a, b in zip(old, new, strict=True)):
-        attrs = {"kernel_shape": [2, 2], "strides": [2, 2]}
-        return rw.add_node("AveragePool", [x], attrs, output=output, hint=hint)
+        pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+        return rw.add_node("AveragePool", [x], pool, output=output, hint=hint)
     scales = np.array([1, 1, *(scale(a, b) for a, b in zip(old, new, strict=True))], np.float32)
-    none = gs.Variable.empty()
-    if rw.graph.opset < 13:  # the region of interest may not be left out yet
-        none = rw.small_constant(f"{hint}/roi", np.zeros(0, np.float32))
     attrs = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-    inputs = [x, none, rw.small_constant(f"{hint}/scales", scales)]
-    return rw.add_node("Resize", inputs, attrs, output=output, hint=hint)
+    return add_resize(rw, x, scales, attrs, hint=hint, output=output)
+
+
+def _leave_out(rw: Rewriter, name: str, in_front: bool) -> None:
+    """Take out the node that writes a tensor, which only resizes an input or an output."""
+    found = rw.graph.tensors().get(name)
+    if found is None:
+        return
+    (node,) = found.inputs
+    outer, inner = node.inputs[0], node.outputs[0]
+    if not in_front:
+        outer, inner = inner, outer
+    rw.remove_node(node)
+    outer.shape = inner.shape
+    if not in_front:
+        (maker,) = inner.inputs
+        maker.outputs[[t is inner for t in maker.outputs].index(True)] = outer
+    for reader in list(inner.outputs):
+        for i, tensor in enumerate(reader.inputs):
+            if tensor is inner:
+                reader.inputs[i] = outer

@@ -27,7 +27,7 @@ LAYERS = """
 3 gradient_fit block_fit
 3 objectives
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
-2 channel_values least_squares memory fusion pointwise squeeze_excite
+2 channel_values least_squares resize_nodes memory fusion pointwise squeeze_excite
 1 folding noise quantise graph roundtrip protos loading normalise runtime difference probes foreign
 1 excerpt resized
 0 errors version toml_file cpu_time forks
