@@ -40,7 +40,7 @@ from onnxnas.calibration import Calibration, load_calibration
 from onnxnas.distill import distill
 from onnxnas.errors import InfeasibleError
 from onnxnas.fitting import open_journal, recovery_search
-from onnxnas.graph import contract, to_model
+from onnxnas.graph import contract
 from onnxnas.int8 import MOST_ROWS
 from onnxnas.materialize import apply_candidate
 from onnxnas.prepare import prepare
@@ -194,7 +194,7 @@ def curve(
             prepared.passes,
             values_only(found.weights),
         )
-        result = to_model(applied.graph, prepared.normalised, applied.provenance)
+        result = applied.model(prepared.normalised)
         saving = 1 - found.trial.cycles / search.baseline.cycles
         print(f"{-saving:+.1%}  {seconds:.0f} s")
         point = {

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from onnxnas.cost import Cost, KernelCost, KernelCostModel, SeenKernel, Target
 from onnxnas.errors import UsageError
+from onnxnas.hwmodels import ort_placement
 from onnxnas.hwmodels.baseline import Baseline
 from onnxnas.hwmodels.coverage import Coverage
 from onnxnas.hwmodels.ethos_memory import Arrangement, System, arrange
@@ -180,6 +181,8 @@ class CatBoostCostModel(KernelCostModel):
     ) -> tuple[list[list[Kernel]], list[Arrangement | None], list[Placement]]:
         """Kernels of each network, its arrangement if the target has one, and its placement."""
         networks = [split_kernels(graph, self._statistics) for graph in graphs]
+        if self.target.backend == "onnxruntime":
+            networks = [ort_placement.alike(kernels) for kernels in networks]
         pairs = list(zip(graphs, networks, strict=True))
         system = self._system
         found = [None if system is None else arrange(g, kernels, system) for g, kernels in pairs]

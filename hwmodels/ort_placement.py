@@ -8,6 +8,7 @@ onnxruntime's NCHWc transformer (core/optimizer/nchwc_transformer.cc).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,17 @@ _FOLLOWS = frozenset(
     {"Add", "Sum", "Mul", "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid"}
 )  # fmt: skip
 """Stay in blocks where all they read is."""
+
+
+_ALIKE = {
+    "ResizeNearestCorners": "ResizeNearest", "Squeeze": "Reshape", "Unsqueeze": "Reshape",
+}  # fmt: skip
+"""Pixels are looked up at no other cost where corners are corners; a view is a view."""
+
+
+def alike(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """The kernels, each called like those that onnxruntime runs in the same way."""
+    return [replace(k, op=_ALIKE[k.op]) if k.op in _ALIKE else k for k in kernels]
 
 
 def columns(kernels: Sequence[Kernel], floating: bool) -> dict[str, list[float]]:

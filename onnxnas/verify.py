@@ -77,7 +77,7 @@ class Verification:
             if self.exact or d.problem:
                 lines.append(f"{'same' if d.ok else 'DIFFERENT'}: {d}")
             else:
-                lines.append(f"weights were fitted: {d.measured()}")
+                lines.append(f"need not be the same: {d.measured()}")
         lines += [f"note: {note}" for note in self.notes]
         rows = f" and {self.calibration_rows} rows of your data" if self.calibration_rows else ""
         if self.ok and not self.outputs:
@@ -88,10 +88,11 @@ class Verification:
             )
         elif self.ok:
             worst = max((d.error / d.tolerance for d in self.outputs), default=0.0)
-            lines.append(
-                f"verified: same outputs on {self.random_inputs} random inputs{rows}, "
-                f"at most {worst:.0%} of the allowed error"
-            )
+            told = f"at most {worst:.0%} of the allowed error"
+            if not self.inner and all(d.constant for d in self.outputs):
+                told = "which tell nothing apart"
+            inputs = f"{self.random_inputs} random inputs{rows}"
+            lines.append(f"verified: same outputs on {inputs}, {told}")
         else:
             lines.append(f"NOT the same: {self.failure()}")
         return lines

@@ -103,15 +103,16 @@ def resize(mode: str, where: str, factor: float = 2.0, **attrs: Any) -> Callable
     )
 
 
-def corners(size: int) -> Callable[[Builder], str]:
+def corners(size: int, mode: str = "linear", **attrs: Any) -> Callable[[Builder], str]:
     return lambda b: b.op(
         "Resize",
         b.x,
         "",
         "",
         ints(b, 1, 4, size, size),
-        mode="linear",
+        mode=mode,
         coordinate_transformation_mode="align_corners",
+        **attrs,
     )
 
 
@@ -264,6 +265,10 @@ CASES: dict[str, Case] = {
     ),
     "nearest": Case(resize("nearest", "asymmetric", nearest_mode="floor")),
     "nearest half pixel": Case(resize("nearest", "half_pixel")),
+    "nearest corners": Case(corners(9, "nearest", nearest_mode="round_prefer_ceil"), SMALL),
+    "nearest corners, 8 times": Case(
+        corners(33, "nearest", nearest_mode="round_prefer_ceil"), SMALL
+    ),
     "linear": Case(resize("linear", "asymmetric")),
     "linear half pixel": Case(resize("linear", "half_pixel")),
     "linear 16 times": Case(resize("linear", "asymmetric", 16.0), SMALL),
