@@ -52,7 +52,7 @@ class Applied:
 
     def view(self, input_shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """What is costed: every shape fixed, see `onnxnas.graph.static_view`."""
-        graph, _ = self._delivered()
+        graph, _ = self.delivered()
         return static_view(graph, own_sizes(graph, input_shapes))
 
     def model(self, like: Any) -> Any:
@@ -61,13 +61,13 @@ class Applied:
         Args:
             like: the model that the original graph was imported from.
         """
-        graph, provenance = self._delivered()
+        graph, provenance = self.delivered()
         model = to_model(graph, like, provenance)
         if self.edits:
             declare(model, {t.name: t.shape or () for t in [*graph.inputs, *graph.outputs]})
         return model
 
-    def _delivered(self) -> tuple[Any, Mapping[str, str]]:
+    def delivered(self) -> tuple[Any, Mapping[str, str]]:
         """The graph after all edits, and who made which node of it."""
         if not self.edits:
             return self.graph, self.provenance

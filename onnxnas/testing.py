@@ -234,7 +234,7 @@ class _Case:
             ) from gone
 
     def export(self, applied: Applied) -> Any:
-        return to_model(applied.graph, self.model, applied.provenance)
+        return applied.model(self.model)
 
     def check_structure(self, space: SearchSpace, candidate: Candidate) -> None:
         """Costing evaluates nothing; the model is valid; only what is declared has changed."""
@@ -273,16 +273,17 @@ class _Case:
 
     def _check_provenance(self, candidate: Candidate, applied: Applied, result: Any) -> None:
         before = {n.output[0]: _bare(n) for n in to_model(self.graph, self.model).graph.node}
-        _require(bool(applied.provenance), f"{candidate}: no node was made or changed")
+        _, made = applied.delivered()
+        _require(bool(made), f"{candidate}: no node was made or changed")
         for node in result.graph.node:
-            if any(output in applied.provenance for output in node.output):
+            if any(output in made for output in node.output):
                 continue
             now, then = _bare(node), before.get(node.output[0])
             redirected = then is not None and len(now.input) == len(then.input)
             if redirected and then is not None:
                 for i, (new, old) in enumerate(zip(now.input, then.input, strict=True)):
                     # A reader of a tensor that a rewrite made has not itself been changed.
-                    if new != old and new in applied.provenance:
+                    if new != old and new in made:
                         now.input[i] = old
             _require(now == then, f"{candidate}: changed {node.output[0]!r} without saying so")
 

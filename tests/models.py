@@ -114,7 +114,7 @@ def zoo() -> dict[str, onnx.ModelProto]:
         plain_convs, inverted_bottlenecks, separable_convs, linear_pairs, odd_widths, grouped_convs,
         dilated_and_asymmetric, same_padding, dynamic_batch, dynamic_size, dead_channels,
         shared_weights, outputs_in_the_middle, split_and_concat, squeeze_excite, classifier_head,
-        upsampling, parametric_activations, wide_layers, only_elementwise, oldest_opset,
+        upsampling, class_map, parametric_activations, wide_layers, only_elementwise, oldest_opset,
         newest_opset,
     ):  # fmt: skip
         made[build.__name__] = build()
@@ -257,6 +257,14 @@ def upsampling() -> onnx.ModelProto:
     scales = b.const(np.array([1, 1, 2, 2], np.float32))
     up = b.op("Resize", x, "", scales, mode="nearest")
     return b.build(b.op("Concat", b.x, b.op("Sigmoid", b.conv(up, 8, 4)), axis=1))
+
+
+def class_map() -> onnx.ModelProto:
+    """The class of each pixel, by scores enlarged by repetition."""
+    b = ModelBuilder([1, 3, 8, 8])
+    x = b.conv(b.op("Relu", b.conv(b.x, 3, 8, 3, pads=1, stride=2)), 8, 5)
+    x = b.op("Resize", x, "", b.const(np.array([1, 1, 2, 2], np.float32)), mode="nearest")
+    return b.build(b.op("Cast", b.op("ArgMax", x, axis=1, keepdims=0), to=TensorProto.FLOAT))
 
 
 def parametric_activations() -> onnx.ModelProto:
