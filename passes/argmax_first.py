@@ -77,9 +77,9 @@ class ArgmaxFirst(Pass):
         resizes = [rw.node(name) for name in site.params["resizes"]]
         scores, x = nodes[-1].outputs[0], nodes[0].inputs[0]
         full = _area(scores)
+        if gone := [node for node in resizes if node.op != "Resize"]:
+            raise SiteGone(f"{gone[0].outputs[0].name!r} is written by no Resize any more")
         enlarged = [_Resize.of(node) for node in resizes]
-        if not all(node.op == "Resize" for node in resizes):
-            raise SiteGone(f"{resizes[0].outputs[0].name!r} is no Resize any more")
         if choice.exactness != "exact":
             (linear,) = resizes
             now, size = _area(x), choice.params["size"]
@@ -87,7 +87,10 @@ class ArgmaxFirst(Pass):
                 raise SiteGone(f"{x.name!r} is larger than {size[0]} x {size[1]} now")
             if now != size:
                 hint = f"{linear.outputs[0].name}/small"
-                x = add_resize(rw, x, _factors(now, size), dict(linear.attrs), hint=hint)
+                dtype = x.dtype or np.float32
+                x = add_resize(
+                    rw, x, _factors(now, size), dict(linear.attrs), hint=hint, dtype=dtype
+                )
             attrs = _repeating(_coordinates(linear), size, full)
             enlarged = [_Resize(_factors(size, full), attrs)]
         for node in nodes:
