@@ -20,6 +20,7 @@ _CARRY = frozenset(
 _STEPS = frozenset({"Ceil", "Floor", "Round", "Sign"})
 _SATURATING = frozenset({"Clip", "HardSigmoid", "LogSoftmax", "Relu", "Sigmoid", "Softmax", "Tanh"})
 _SQUASHING = frozenset({"HardSigmoid", "Sigmoid", "Softmax", "Tanh"})
+_ENLARGING = frozenset({"Resize", "Upsample"}) | _SATURATING
 _FLOATS = frozenset({"float", "double", "float16", "bfloat16"})
 
 
@@ -86,6 +87,27 @@ def decided_on(original: onnx.ModelProto, result: onnx.ModelProto) -> list[str]:
                 elif source in makers and source in others:
                     found.append(source)
     return sorted(set(found) - outputs)
+
+
+def decided_before(original: onnx.ModelProto, result: onnx.ModelProto) -> list[str]:
+    """Scores that classes were chosen from after they were enlarged, and now are before that.
+
+    That they are the same says nothing about the classes; that they are not says enough.
+    """
+    types, makers, others = _types(original), _makers(original), _makers(result)
+    found = []
+    for output in original.graph.output:
+        name, chosen = output.name, False
+        while (node := makers.get(name)) is not None:
+            if chosen and name in others and types.get(name) in _FLOATS:
+                found.append(name)
+                break
+            if node.op_type not in _CARRY and not (chosen and node.op_type in _ENLARGING):
+                if node.op_type != "ArgMax" or node.input[0] in others:
+                    break
+                chosen = True
+            name = node.input[0]
+    return sorted(set(found))
 
 
 def with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:

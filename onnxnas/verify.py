@@ -14,7 +14,7 @@ from onnxnas.errors import UnsupportedError, VerificationError
 from onnxnas.foreign import open_up
 from onnxnas.graph import check_model, contract
 from onnxnas.noise import Noise
-from onnxnas.probes import decided_on, differences, with_outputs
+from onnxnas.probes import decided_before, decided_on, differences, with_outputs
 from onnxnas.resized import as_original, in_words
 from onnxnas.runtime import Feeds, Session, random_feeds, sample_feeds
 
@@ -38,6 +38,7 @@ class Verification:
         notes: what could not be checked, or says little, and why.
         exact: whether the outputs were to be the same; else they only are to be of the same form.
         resized: inputs and outputs whose size the result says it changed, in words.
+        blind: every output was the same everywhere, and nothing that decides it could be compared.
     """
 
     problems: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ class Verification:
     notes: tuple[str, ...] = field(default=())
     exact: bool = True
     resized: str = ""
+    blind: bool = False
 
     @property
     def valid(self) -> bool:
@@ -89,7 +91,7 @@ class Verification:
         elif self.ok:
             worst = max((d.error / d.tolerance for d in self.outputs), default=0.0)
             told = f"at most {worst:.0%} of the allowed error"
-            if not self.inner and all(d.constant for d in self.outputs):
+            if self.blind:
                 told = "which tell nothing apart"
             inputs = f"{self.random_inputs} random inputs{rows}"
             lines.append(f"verified: same outputs on {inputs}, {told}")
@@ -157,7 +159,8 @@ def verify(
             return Verification((opened.problem,), notes=opened.notes)
         original, result = opened.original, opened.result
     names = [port.name for port in contract(original)[1]]
-    inner = decided_on(original, result)
+    deciding = decided_on(original, result)
+    inner = deciding + decided_before(original, result)
     if opened is not None and not names:
         return Verification(notes=opened.notes)
     original, result = with_outputs(original, inner), with_outputs(result, inner)
@@ -204,7 +207,7 @@ def verify(
     notes += [
         f"output {name!r} was the same everywhere on every input: give --calibration to say more"
         for name in names
-        if found[name].constant and not inner
+        if found[name].constant and not deciding
     ]
     return Verification(
         (),
@@ -215,6 +218,7 @@ def verify(
         tuple(notes),
         exact,
         resized,
+        not deciding and all(found[name].constant for name in names),
     )
 
 

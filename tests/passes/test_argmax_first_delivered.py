@@ -119,6 +119,14 @@ def test_a_map_of_one_class_says_that_it_tells_nothing() -> None:
     bias.CopyFrom(
         onnx.numpy_helper.from_array(np.eye(CLASSES, dtype=np.float32)[1] * 1e4, bias.name)
     )
-    found = verify(model, delivered(model, "repeat-classes"))
+    result = delivered(model, "repeat-classes")
+    found = verify(model, result)
     assert found.ok
+    assert [d.name for d in found.inner] == ["low"]
     assert found.lines()[-1].endswith("which tell nothing apart")
+    weight = next(t for t in result.graph.initializer if len(t.dims) == 4)
+    values = onnx.numpy_helper.to_array(weight) * np.float32(1.5)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    wrong = verify(model, result)
+    assert wrong.outputs[0].ok  # the map is the same
+    assert not wrong.ok
