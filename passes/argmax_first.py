@@ -61,16 +61,17 @@ class ArgmaxFirst(Pass):
             if isinstance(found, str):
                 why.miss(node, found)
                 continue
-            y, scores = node.outputs[0].name, node.inputs[0]
-            path = [t.name for n in found.nodes for t in n.outputs]
-            claims = {f"{kind}:{name}" for kind in ("node", "channels") for name in path}
+            y = node.outputs[0].name
+            path = [n.outputs[0] for n in found.nodes]
+            between = {node.inputs[0].name, *(t.name for t in path)}
+            claims = {f"{kind}:{name}" for kind in ("node", "channels") for name in between}
             params = {
                 "resizes": tuple(n.outputs[0].name for n in found.resizes),
-                "path": tuple(path),
-                "classes": int(scores.shape[1]),
+                "path": tuple(t.name for t in path),
+                "classes": int(path[-1].shape[1]),
             }
-            choices = found.choices()
-            yield Site(self.name, y, choices, frozenset({*claims, f"node:{y}"}), params)
+            claims.add(f"node:{y}")
+            yield Site(self.name, y, found.choices(), frozenset(claims), params)
 
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
         nodes = [rw.node(name) for name in site.params["path"]]
@@ -126,7 +127,8 @@ class _Path:
     """What lies between an ArgMax and the scores that are not enlarged yet.
 
     Attributes:
-        nodes: the first reads those; each is read by the next alone, the last by the ArgMax.
+        nodes: the first reads those; each is read by the next alone, the last by the ArgMax, or
+            by a Transpose that puts channels last for it.
         resizes: those of them that enlarge: one that interpolates, or all that repeat.
     """
 
@@ -136,16 +138,21 @@ class _Path:
     @classmethod
     def to(cls, argmax: Any, graph: Any) -> _Path | str:
         """The path to a node, or why its classes cannot be decided earlier."""
-        scores = argmax.inputs[0]
-        if scores.shape is None or len(scores.shape) != 4:
+        x, reader, channels = argmax.inputs[0], argmax, 1
+        if x.shape is None or len(x.shape) != 4:
             return "it does not read a map of scores"
-        if not all(map(is_static, scores.shape[1:])):
+        if not all(map(is_static, x.shape[1:])):
             return "the size of the map it reads is not fixed"
-        if (axis := int(argmax.attrs.get("axis", 0)) % 4) != 1:
+        turned = producer(x)
+        if turned is not None and _puts_channels_last(turned):
+            if sole_consumer(x, graph) is not argmax:
+                return f"{x.name!r} is read elsewhere too, or an output"
+            x, reader, channels = turned.inputs[0], turned, 3
+        if (axis := int(argmax.attrs.get("axis", 0)) % 4) != channels:
             return f"it is over axis {axis}, not over channels"
         nodes: list[Any] = []
         resizes: list[Any] = []
-        reader, x, reason = argmax, scores, "the scores it reads are not enlarged"
+        reason = "the scores it reads are not enlarged"
         while (node := producer(x)) is not None:
             if sole_consumer(x, graph) is not reader:
                 reason = f"{x.name!r} is read elsewhere too, or an output"
@@ -227,10 +234,10 @@ def _decide_first(rw: Rewriter, y: str, chain: Sequence[str], classes: int) -> N
     """
     argmax, resizes = rw.node(y), [_Resize.of(rw.node(name)) for name in chain]
     x, output, attrs = rw.node(chain[0]).inputs[0], argmax.outputs[0], dict(argmax.attrs)
+    turned = producer(argmax.inputs[0])
     rw.remove_node(argmax)
-    rw.remove_node(rw.node(chain[-1]))
     dtype = np.dtype(np.uint8 if classes <= 256 else np.int32)
-    kept = {**attrs, "keepdims": 1}
+    kept = {**attrs, "axis": 1, "keepdims": 1}
     x = rw.add_node("ArgMax", [x], kept, hint=f"{y}/small", dtype=np.int64)
     x = rw.add_node("Cast", [x], {"to": _CODES[dtype.name]}, hint=f"{y}/narrow", dtype=dtype)
     for i, resize in enumerate(resizes):
@@ -240,6 +247,8 @@ def _decide_first(rw: Rewriter, y: str, chain: Sequence[str], classes: int) -> N
         axes = [rw.small_constant(f"{y}/axis", np.array([1], np.int64))] if by_input else []
         squeeze = {} if by_input else {"axes": [1]}
         x = rw.add_node("Squeeze", [x, *axes], squeeze, hint=f"{y}/map", dtype=dtype)
+    elif turned is not None and _puts_channels_last(turned):
+        x = rw.add_node("Transpose", [x], dict(turned.attrs), hint=f"{y}/map", dtype=dtype)
     reader = sole_consumer(output, rw.graph)
     if reader is not None and reader.op == "Cast":
         rw.set_input(reader, 0, x)
@@ -249,6 +258,10 @@ def _decide_first(rw: Rewriter, y: str, chain: Sequence[str], classes: int) -> N
 
 _CODES = {"uint8": 2, "int32": 6, "int64": 7}
 """ONNX's numbers of types."""
+
+
+def _puts_channels_last(node: Any) -> bool:
+    return node.op == "Transpose" and [int(a) for a in node.attrs.get("perm", ())] == [0, 2, 3, 1]
 
 
 def _unmoved(node: Any, x: Any, opset: int) -> str:

@@ -149,6 +149,28 @@ def test_readers_get_what_they_had(classes: int, keepdims: int, behind: Any, las
     assert narrow.attribute[0].i == (2 if classes <= 256 else 6)
 
 
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_channels_may_be_last(keepdims: int) -> None:
+    """As exporters of networks with channels last leave it."""
+
+    def turned(b: models.ModelBuilder, y: str) -> str:
+        return b.op("Transpose", b.op("Relu", y), perm=[0, 2, 3, 1], out="last")
+
+    model = segmenter(mode="nearest", to=3, between=turned, axis=-1, keepdims=keepdims)
+    result = delivered(model, "repeat-classes")
+    assert_same_outputs(model, result)
+    assert result.graph.node[2].op_type == "ArgMax"
+    linear = segmenter(to=4, between=turned, axis=3, keepdims=keepdims)
+    feeds, small = random_feeds(linear), delivered(linear, "repeat-2")
+    assert (only(linear, feeds) == only(small, feeds)).mean() > 0.6
+    judged = rewriting.rewrite(PASS, linear, {"am": "repeat-2"})
+    assert np.array_equal(only(judged, feeds), only(small, feeds))
+    assert "last" in {name for node in judged.graph.node for name in node.output}
+    sites, misses = rewriting.find(PASS, segmenter(between=turned, axis=1))
+    assert not sites
+    assert "over axis 1, not over channels" in misses["am"]
+
+
 def test_several_enlargements_in_a_row() -> None:
     """The last one is shortened; one that does nothing is left out."""
 
