@@ -58,7 +58,7 @@ def finish(
     if task is not None:
         report_progress("measuring the task metric", 0, 1)
         quality = compare(task.measured(prepared.source, seed), task.measured(model, seed), seed)
-        if max_drop is not None and quality[0].drop > max_drop:
+        if max_drop is not None and quality[0].exceeds(max_drop):
             raise InfeasibleError(
                 f"The metric falls by more than --max-drop {max_drop:g} ({quality[0]}): allow "
                 f"{quality[0].drop:.4f}, or leave passes out with --skip."

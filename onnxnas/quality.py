@@ -60,6 +60,10 @@ class Quality:
     drop: float
     interval: tuple[float, float] | None
 
+    def exceeds(self, most: float) -> bool:
+        """Whether the drop is more than `most`, which .914 - .904 is not of .01."""
+        return self.drop - most > 1e-9 * abs(most)
+
     def __str__(self) -> str:
         within = f" ({self.interval[0]:+.4f} to {self.interval[1]:+.4f})" if self.interval else ""
         rows = f", {self.original.rows} rows" if self.original.rows else ""
