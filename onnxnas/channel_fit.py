@@ -8,7 +8,7 @@ in, so that a width can be costed before anything is fitted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,11 +126,29 @@ def _pooled(x: Any) -> str | None:
 
 def reader_weights(node: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weight [features, outputs] and bias [outputs] of a conv or gemm. Reads its weights."""
-    weight = _as_features(node, values_of(node.inputs[1]))
+    weight = as_features(node, values_of(node.inputs[1]))
     bias = given(node, 2)
     values = np.zeros(weight.shape[1]) if bias is None else values_of(bias).reshape(-1)
     wide = np.broadcast_to(values, weight.shape[1])
     return np.asarray(weight, np.float32), np.asarray(wide, np.float32)
+
+
+def with_layers(
+    graph: Any, samplings: Sequence[Sampling], samples: Sequence[Samples]
+) -> list[Samples]:
+    """Samples with the weights of the layers that were asked for, as they are in a graph.
+
+    Raises:
+        SiteGone: it has no such layer.
+    """
+    tensors = graph.tensors() if any(s.layer for s in samplings) else {}
+    found = []
+    for sampling, one in zip(samplings, samples, strict=True):
+        y = tensors.get(sampling.layer)
+        if sampling.layer and (y is None or not y.inputs):
+            raise SiteGone(f"nothing computes {sampling.layer!r} any more")
+        found.append(replace(one, layer=reader_weights(y.inputs[0])) if y is not None else one)
+    return found
 
 
 def check_samples(data: Sequence[Samples]) -> None:
@@ -192,7 +210,7 @@ def fit_widths(
             node = tensors[reader.output].inputs[0]
             pull = prior.copy()
             if start is not None:
-                pull[features] = _as_features(node, start[k].values[f"{reader.output}:1"])
+                pull[features] = as_features(node, start[k].values[f"{reader.output}:1"])
             tick()
             linear, error = best_ridge(moments, tune, features, pull, whole)
             errors.append(error)
@@ -211,7 +229,7 @@ def together(parts: Sequence[Part]) -> Moments:
     return moments
 
 
-def _as_features(node: Any, weight: NDArray[Any]) -> Floats:
+def as_features(node: Any, weight: NDArray[Any]) -> Floats:
     """Weights in the layout of a conv or gemm as [features, outputs]."""
     if node.op == "Conv":
         weight = weight.reshape(len(weight), -1).T

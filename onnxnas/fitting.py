@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from onnxnas.block_library import BlockLibrary
 from onnxnas.calibration import Calibration
 from onnxnas.distilled import trained_weights
 from onnxnas.errors import UsageError
@@ -14,7 +15,7 @@ from onnxnas.held_out import HeldOut
 from onnxnas.journal import Journal
 from onnxnas.materialize import Weights
 from onnxnas.prepare import Prepared
-from onnxnas.recover import BlockLibrary, Recovery, values_only
+from onnxnas.recover import Recovery, values_only
 from onnxnas.recovery_search import RecoverySearch
 from onnxnas.search import Evaluator, Progress
 from onnxnas.sites import Candidate

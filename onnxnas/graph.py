@@ -71,6 +71,7 @@ class LazyWeight(LazyValues):  # type: ignore[misc]
         compute: returns the values; called at most once over all copies of the graph.
         density: share of the values that may differ from zero, where the structure says so;
             lets a cost model guess how well the values will compress.
+        levels: distinct values of an output channel, likewise; 0 where any will be.
     """
 
     def __init__(
@@ -79,8 +80,9 @@ class LazyWeight(LazyValues):  # type: ignore[misc]
         dtype: np.dtype[Any],
         compute: Callable[[], NDArray[Any]],
         density: float = 1.0,
+        levels: int = 0,
     ) -> None:
-        self.density = density
+        self.density, self.levels = density, levels
         self.shape = tuple(int(d) for d in shape)
         self.dtype = np.dtype(dtype)
         self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize

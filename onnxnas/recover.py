@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import inspect
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxnas.block_library import BlockLibrary
+from onnxnas.channel_fit import with_layers
 from onnxnas.fit_rows import FitRows
 from onnxnas.forks import run_ahead
 from onnxnas.materialize import Weights, apply_candidate
@@ -47,40 +48,6 @@ Move = tuple[str, str]
 """(site id, choice label)."""
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass
-class BlockLibrary:
-    """What was fitted, on disk: the same weights, data and choice are never fitted twice.
-
-    Attributes:
-        folder: None keeps nothing.
-    """
-
-    folder: Path | None
-
-    def get(self, key: str) -> Fitted | None:
-        """What is kept under a key; a damaged file counts as nothing."""
-        if self.folder is None:
-            return None
-        path = self.folder / f"{key}.npz"
-        try:
-            with np.load(path) as stored:
-                values = {name: stored[name] for name in stored.files}
-            return Fitted(values, float(values.pop("error")))
-        except (OSError, ValueError, KeyError, EOFError):
-            return None
-
-    def put(self, key: str, fitted: Fitted) -> None:
-        """Keep a fit; written aside and renamed, so that no reader finds half a file."""
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".npz")
-        with os.fdopen(handle, "wb") as file:
-            values: dict[str, Any] = dict(fitted.values)
-            np.savez(file, **values, error=np.float64(fitted.error))
-        Path(name).replace(self.folder / f"{key}.npz")
 
 
 @dataclass
@@ -176,7 +143,8 @@ class Recovery:
             tensors = {t for s in samplings for t in (*s.student_tensors, s.target)}
             # The same bits whichever sites are left to do, in whatever process.
             rows = self.rows.run(self.graph, tensors, self.tick, optimised=False)
-            samples = iter(read_samples(samplings, rows, None, self.rows.reads, self.seed))
+            read = read_samples(samplings, rows, None, self.rows.reads, self.seed)
+            samples = iter(with_layers(self.graph, samplings, read))
             for site, asked in chunk:
                 self.progress("fitting each choice alone", done, len(sites))
                 self.tick()
@@ -195,10 +163,11 @@ class Recovery:
         recovered = [(s, c) for s, c in decided.values() if c.exactness == "recovered"]
         place = {t.name: i for i, node in enumerate(self.graph.nodes) for t in node.outputs}
         recovered.sort(key=lambda decision: place.get(decision[0].tensor, -1))  # inputs first
-        moves = [(site.id, choice.label) for site, choice in recovered]
-        alone, refused = self.alone(moves)
+        alone, refused = self.alone([(site.id, choice.label) for site, choice in recovered])
         self.tick()
         recovered = [(s, c) for s, c in recovered if (s.id, c.label) in alone]
+        last = [(s, c) for s, c in recovered if self.passes[s.pass_name].fits_last]
+        recovered = [(s, c) for s, c in recovered if not self.passes[s.pass_name].fits_last]
         found: dict[Move, Fitted] = {}
         targets: Targets | None = None
         before, came = Candidate(), ""
@@ -237,6 +206,10 @@ class Recovery:
                     refused[site.id, choice.label] = gone
                 else:
                     before, came = after, self._key(site, choice, context)
+        if came:
+            self._fit_last(last, before, came, found, refused)
+        else:  # nothing is before them
+            found.update(((s.id, c.label), alone[s.id, c.label]) for s, c in last)
         self.progress("fitting the choices in order", len(recovered), len(recovered))
         return found, refused
 
@@ -285,19 +258,54 @@ class Recovery:
             except StopIteration as done:
                 return cast(Fitted, done.value)
 
+    def _fit_last(
+        self,
+        decided: Sequence[tuple[Site, Choice]],
+        before: Candidate,
+        came: str,
+        found: dict[Move, Fitted],
+        refused: dict[Move, str],
+    ) -> None:
+        """Fit choices that do not depend on each other, all from one reading of what was built."""
+        weights = values_only(found)
+        missing: dict[str, Choice] = {}
+        for site, choice in decided:
+            if kept := self.library.get(self._key(site, choice, came)):
+                found[site.id, choice.label] = kept
+            else:
+                missing[site.id] = choice
+        for chunk in self._chunks([site for site, _ in decided if site.id in missing]):
+            samplings = [s for _, asked in chunk for s in asked]
+            try:
+                data = iter(self._behind(samplings, before, weights, None))
+            except SiteGone as gone:
+                refused.update(((s.id, missing[s.id].label), str(gone)) for s, _ in chunk)
+                continue
+            for site, asked in chunk:
+                self.tick()
+                some = [next(data) for _ in asked]
+                self._fit(site, [missing[site.id]], some, came, found, refused)
+
     def _behind(
-        self, samplings: Sequence[Sampling], before: Candidate, weights: Weights, targets: Targets
+        self,
+        samplings: Sequence[Sampling],
+        before: Candidate,
+        weights: Weights,
+        targets: Targets | None,
     ) -> list[Samples]:
+        """Samples of a candidate's network; its own targets where none are given."""
         applied = apply_candidate(self.graph, self.space, before, self.passes, weights)
-        now = {t: applied.stands_for(t) for s in samplings for t in s.student_tensors}
-        missing = sorted(set(now.values()) - applied.graph.tensors().keys())
-        if missing:
+        asked = {t for s in samplings for t in s.student_tensors}
+        asked |= set() if targets else {s.target for s in samplings}
+        now = {t: applied.stands_for(t) for t in asked}
+        if missing := sorted(set(now.values()) - applied.graph.tensors().keys()):
             raise SiteGone(f"tensor {missing[0]!r} was rewritten away")
         rows = (
             (row, role, {**values, **{old: values[new] for old, new in now.items()}})
             for row, role, values in self.rows.run(applied.graph, set(now.values()), self.tick)
         )
-        return read_samples(samplings, rows, targets, self.rows.reads, self.seed)
+        samples = read_samples(samplings, rows, targets, self.rows.reads, self.seed)
+        return with_layers(applied.graph, samplings, samples)
 
     def _fit(
         self,

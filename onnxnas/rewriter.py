@@ -84,6 +84,7 @@ class Rewriter:
         compute: Callable[[], NDArray[Any]],
         dtype: DTypeLike = np.float32,
         density: float = 1.0,
+        levels: int = 0,
     ) -> Any:
         """A new constant whose values are computed only when the model is exported.
 
@@ -94,8 +95,9 @@ class Rewriter:
                 `onnxnas.graph.values_of`, never outside.
             density: share of the values that may differ from zero: 1/4 for four groups merged
                 into one.
+            levels: distinct values of an output channel; 0 where any will be.
         """
-        lazy = LazyWeight(tuple(shape), np.dtype(dtype), compute, density)
+        lazy = LazyWeight(tuple(shape), np.dtype(dtype), compute, density, levels)
         return self._adopt(gs.Constant(self._free(hint), lazy))
 
     def small_constant(self, hint: str, values: NDArray[Any]) -> Any:

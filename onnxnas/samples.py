@@ -96,6 +96,8 @@ class Sampling:
         patches: keep the samples themselves, which gradient steps need, not only their moments.
         most: samples in all rows together.
         only: outputs that are fitted, in a network that has no others; None means all.
+        layer: output of a layer whose weights come with the samples, as they are in the network
+            being built; empty for none.
     """
 
     inputs: tuple[Window, ...]
@@ -105,6 +107,7 @@ class Sampling:
     patches: bool = False
     most: int = 24_000
     only: NDArray[np.int64] | None = field(default=None, compare=False)
+    layer: str = ""
 
     def key(self, row: int) -> tuple[str, int, int, int]:
         """What the targets of one row are kept under."""
@@ -177,10 +180,12 @@ class Samples:
     Attributes:
         fit: rows to fit on.
         tune: rows to settle by what a fit leaves open, and to see how good it is.
+        layer: weight [features, outputs] and bias [outputs] of `Sampling.layer`.
     """
 
     fit: Part
     tune: Part
+    layer: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
 
 @dataclass
@@ -249,7 +254,7 @@ def read_samples(
     Args:
         samplings: each with its own features.
         rows: tensors of the network being built.
-        targets: see `read_targets`; None where the rows are the original's.
+        targets: see `read_targets`; None where those of the rows themselves will do.
         count: rows (or batches) in all.
         seed: of the positions.
     """

@@ -47,8 +47,9 @@ class Site:
         choices: what can be done, *keep* not among them: it is always possible.
         claims: what a rewrite here takes for itself: ``node:<output tensor>`` for a node it
             replaces, ``channels:<tensor>`` for a tensor whose channels it changes, or
-            ``channels:<tensor>[4:8]`` for some of them. Sites that share a claim are never both
-            rewritten.
+            ``channels:<tensor>[4:8]`` for some of them; ``weights:<output tensor>`` for a layer
+            whose weights get other values, whatever its channels, or which goes away. Sites that
+            share a claim are never both rewritten.
         params: what the pass needs to find the place again.
     """
 

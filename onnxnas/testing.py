@@ -175,8 +175,8 @@ def _check_sites(pass_: Pass, graph: Any, model: Any, target: Target) -> SearchS
             kind, _, tensor = claim.partition(":")
             whole = _PART.sub("", tensor) if kind == "channels" else tensor
             _require(
-                kind in {"node", "channels"} and bool(tensors.keys() & {tensor, whole}),
-                f"{site.id}: claim {claim!r} is neither node:<tensor> nor channels:<tensor>",
+                kind in {"node", "channels", "weights"} and bool(tensors.keys() & {tensor, whole}),
+                f"{site.id}: claim {claim!r} is neither node:, channels: nor weights:<tensor>",
             )
         labels = [choice.label for choice in site.choices]
         for label in labels:

@@ -22,6 +22,11 @@ TYPICAL_BITS = (7.3, 7.5)
 Medians over the convolutions of MobileNetV2, DeepLabV3, YOLO-Fastest and MiniFASNet."""
 
 _LEVELS = 256
+_PALETTE = 32
+"""Distinct values up to which a decoder may look them up, so that frequent ones get short codes
+(Arm's Ethos-U weight streams)."""
+_LOOKED_UP = 0.1
+"""Bits that a Golomb-Rice code of those is longer than their entropy."""
 
 
 class WeightStatistics:
@@ -48,7 +53,8 @@ class WeightStatistics:
             constant = constant.inputs[0].attrs["value"]
         source = constant._values
         if isinstance(source, LazyWeight):
-            return sparse_bits(*TYPICAL_BITS, density=source.density)
+            typical = level_bits(source.levels) if source.levels else TYPICAL_BITS
+            return sparse_bits(*typical, density=source.density)
         place = (id(source), axis)
         found = self._known.get(place)
         if found is not None and found[0]() is source:
@@ -73,6 +79,16 @@ def measure_bits(values: NDArray[Any], axis: int) -> tuple[float, float]:
     return entropy, _rice_bits(shares)
 
 
+def level_bits(levels: int) -> tuple[float, float]:
+    """Bits of a typical weight when an output channel has so many distinct values, evenly spaced.
+
+    Each halving of their number saves a bit; few enough are looked up, in codes as good as entropy.
+    """
+    fewer = max(0.0, float(np.log2(_LEVELS / levels)))
+    entropy = TYPICAL_BITS[0] - fewer
+    return entropy, entropy + _LOOKED_UP if levels <= _PALETTE else TYPICAL_BITS[1]
+
+
 def sparse_bits(entropy: float, rice: float, density: float) -> tuple[float, float]:
     """Bits per weight when only a share of the weights may differ from zero."""
     if density >= 1.0:
@@ -94,4 +110,8 @@ def _rice_bits(shares: NDArray[Any]) -> float:
         place = -(zeros * np.log2(zeros) + sign * np.log2(sign))
         others = [float((rest * ((magnitude >> k) + 2 + k)).sum()) for k in range(8)]
         best = min(best, place + min(others))
+    if np.count_nonzero(shares) <= _PALETTE:
+        by_rank = np.sort(shares)[::-1]
+        rank = np.arange(_LEVELS)
+        best = min(best, *(float((by_rank * ((rank >> k) + 1 + k)).sum()) for k in range(8)))
     return float(min(8.0, best))

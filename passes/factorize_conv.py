@@ -62,7 +62,9 @@ class FactorizeConv(Pass):
                 why.miss(node, "no rank the target works in has fewer weights")
             else:
                 params = {"channels": channels, "outputs": outputs}
-                yield Site(self.name, name, choices, frozenset({f"node:{name}"}), params)
+                yield Site(
+                    self.name, name, choices, frozenset({f"node:{name}", f"weights:{name}"}), params
+                )
 
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
         node, rank = rw.node(site.tensor), int(choice.params["rank"])

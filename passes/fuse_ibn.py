@@ -88,6 +88,7 @@ class FuseIbn(Pass):
         layers = {block.expand.y.name, block.depthwise.y.name, *read_by}
         claims = group.claims | {f"node:{layer}" for layer in layers}
         claims |= {f"channels:{layer}" for layer in read_by}  # their weights are fitted whole
+        claims |= {f"weights:{block.expand.y.name}"}
         params = {"channels": group.size, "read_by": read_by}
         return Site(self.name, group.name, choices, claims, params)
 

@@ -50,7 +50,7 @@ class LinearizeBlock(Pass):
             out = node.outputs[0].name
             claims = {f"node:{out}"}
             for name in inner:
-                claims |= {f"node:{name}", f"channels:{name}"}
+                claims |= {f"{kind}:{name}" for kind in ("node", "channels", "weights")}
             shortcut = Choice("shortcut", {}, "recovered", f"{len(inner)} operators gone")
             choices = [Choice("linear", {}, "recovered", f"1x1 for {len(inner)} operators")]
             if out not in outputs:

@@ -86,7 +86,8 @@ class MergeLinearConvs(Pass):
             {"sizes": tuple(sizes) if plane else None},
             note=_note(first, second),
         )
-        claims = {f"node:{first.y.name}", f"node:{second.y.name}", f"channels:{first.y.name}"}
+        claims = {f"{kind}:{first.y.name}" for kind in ("node", "channels", "weights")}
+        claims.add(f"node:{second.y.name}")
         return Site(self.name, second.y.name, (choice,), frozenset(claims), {"first": first.y.name})
 
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:

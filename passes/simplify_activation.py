@@ -83,7 +83,7 @@ class SimplifyActivation(Pass):
             why.miss(y, f"no hard sigmoid for its gate: {excite}")
         layers = [found, *([excite] if isinstance(excite, Follower) else [])]
         inner = [t.name for node in (product, *gated.nodes) for t in node.outputs]
-        claims = {f"{kind}:{t}" for t in inner for kind in ("node", "channels")}
+        claims = {f"{kind}:{t}" for t in inner for kind in ("node", "channels", "weights")}
         claims.add(f"channels:{gated.x.name}")
         return _site(y, choices, claims, layers, {"x": gated.x.name})
 

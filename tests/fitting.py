@@ -11,29 +11,31 @@ from fakes import TARGET
 from numpy.typing import NDArray
 from oracle import run
 
+from onnxnas.block_library import BlockLibrary
 from onnxnas.calibration import load_calibration
 from onnxnas.fit_rows import FitRows
 from onnxnas.graph import contract, from_model, to_model
 from onnxnas.materialize import apply_candidate
 from onnxnas.pass_contract import Pass, Why
-from onnxnas.recover import BlockLibrary, Recovery
+from onnxnas.recover import Recovery
 from onnxnas.sites import Candidate, SearchSpace
 
 ROWS = np.random.default_rng(5).standard_normal((60, 6, 8, 8)).astype(np.float32)
 
 
 def recovery(
-    tmp_path: Path, model: onnx.ModelProto, pass_: Pass, rows: NDArray[np.float32] = ROWS
+    tmp_path: Path, model: onnx.ModelProto, *passes: Pass, rows: NDArray[np.float32] = ROWS
 ) -> Recovery:
     np.save(tmp_path / "rows.npy", rows)
     graph = from_model(model)
-    space = SearchSpace(tuple(pass_.find_sites(graph, TARGET, Why(pass_.name))))
+    sites = (site for p in passes for site in p.find_sites(graph, TARGET, Why(p.name)))
+    space = SearchSpace(tuple(sites))
     calibration = load_calibration(tmp_path / "rows.npy", contract(model)[0])
     return Recovery(
         graph,
         "digest",
         space,
-        {pass_.name: pass_},
+        {p.name: p for p in passes},
         FitRows.of(calibration),
         BlockLibrary(tmp_path / "library"),
     )

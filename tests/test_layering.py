@@ -24,10 +24,10 @@ LAYERS = """
 4 plugins
 4 passes.* hwmodels.*
 3 pass_contract cost calibration pictures samples channel_fit joint_widths activation_fit width_pass
-3 gradient_fit block_fit
+3 gradient_fit block_fit block_library
 3 objectives
 2 rewriter sites ops kernels weight_statistics coupling channels channel_flow channel_rules
-2 channel_values least_squares resize_nodes memory fusion pointwise squeeze_excite
+2 channel_values least_squares level_fit resize_nodes memory fusion pointwise squeeze_excite
 1 folding noise quantise graph roundtrip protos loading normalise runtime difference probes foreign
 1 excerpt resized
 0 errors version toml_file cpu_time forks

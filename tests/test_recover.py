@@ -17,6 +17,7 @@ from fakes import TARGET
 from fitting import recovery
 
 from onnxnas import recover
+from onnxnas.block_library import BlockLibrary
 from onnxnas.calibration import Calibration
 from onnxnas.fit_rows import FitRows
 from onnxnas.graph import from_model
@@ -24,7 +25,7 @@ from onnxnas.held_out import HeldOut
 from onnxnas.pass_contract import OutOfTime, Why
 from onnxnas.passes.fuse_ibn import FuseIbn
 from onnxnas.passes.resize_ibn import ResizeIbn
-from onnxnas.recover import OUT_OF_TIME, BlockLibrary, Recovery
+from onnxnas.recover import OUT_OF_TIME, Recovery
 from onnxnas.sites import Candidate, SearchSpace
 
 
@@ -132,7 +133,7 @@ def test_rows_are_never_all_in_memory(tmp_path: Path) -> None:
             yield {"x": rng.standard_normal(shape, np.float32)}
 
     few = np.stack([row["x"] for row in read(range(60))])
-    found = recovery(tmp_path, blocks(1, 32), ResizeIbn(steps=5, windows=6000), few)
+    found = recovery(tmp_path, blocks(1, 32), ResizeIbn(steps=5, windows=6000), rows=few)
     tracemalloc.start()
     try:
         found.rows = FitRows.of(Calibration("rows", tuple(range(count)), 1, (), read))

@@ -40,7 +40,7 @@ def gemm_layer(transposed: int) -> onnx.ModelProto:
     ids=["conv", "no-bias", "stride", "gemm", "gemm-transposed"],
 )
 def test_data_of_low_rank_costs_nothing(tmp_path: Path, model: onnx.ModelProto) -> None:
-    found = recovery(tmp_path, model, PASS, ROWS)
+    found = recovery(tmp_path, model, PASS, rows=ROWS)
     (site,) = (s for s in found.space if s.tensor == "layer")
     label = site.choices[0].label
     fits, refused = found.alone([(site.id, label)])
@@ -57,7 +57,7 @@ def test_data_of_low_rank_costs_nothing(tmp_path: Path, model: onnx.ModelProto) 
 
 def test_plain_factors_are_worse_than_fitted_ones(tmp_path: Path) -> None:
     model = conv_layer()
-    found = recovery(tmp_path, model, PASS, ROWS)
+    found = recovery(tmp_path, model, PASS, rows=ROWS)
     (site,) = (s for s in found.space if s.tensor == "layer")
     label = site.choices[-1].label
     candidate = Candidate.of({site.id: label})

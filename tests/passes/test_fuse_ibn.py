@@ -69,7 +69,7 @@ def block(act: str = "Relu", *, excite: bool = False, **depthwise: Any) -> onnx.
 )
 def test_fused_and_fitted(tmp_path: Path, act: str, depthwise: dict[str, Any]) -> None:
     model = block(act, **depthwise)
-    found = recovery(tmp_path, model, FuseIbn(steps=100), ROWS)
+    found = recovery(tmp_path, model, FuseIbn(steps=100), rows=ROWS)
     candidate = Candidate.of({"fuse-ibn@wide": "hidden-12"})
     fits, refused = found.alone(list(candidate.decisions))
     assert not refused
@@ -92,7 +92,7 @@ def test_without_the_first_activation_ridge_alone_is_exact(tmp_path: Path) -> No
             values = onnx.numpy_helper.to_array(tensor) + np.float32(30.0)
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     model = inner_only(model)
-    found = recovery(tmp_path, model, FuseIbn(steps=0), ROWS)
+    found = recovery(tmp_path, model, FuseIbn(steps=0), rows=ROWS)
     candidate = Candidate.of({"fuse-ibn@wide": "hidden-16"})
     fits, _ = found.alone(list(candidate.decisions))
     assert error(model, result(found, model, values_only(fits), candidate), fresh()) < 1e-3
@@ -118,8 +118,8 @@ def test_widths_and_gradients(tmp_path: Path) -> None:
     sites, _ = rewriting.find(FuseIbn(), model)
     assert [c.label for c in sites["wide"].choices] == ["hidden-16", "hidden-12", "hidden-8"]
     move = ("fuse-ibn@wide", "hidden-8")
-    ridge, _ = recovery(tmp_path, model, FuseIbn(steps=0), ROWS).alone([move])
-    trained, _ = recovery(tmp_path, model, FuseIbn(steps=300), ROWS).alone([move])
+    ridge, _ = recovery(tmp_path, model, FuseIbn(steps=0), rows=ROWS).alone([move])
+    trained, _ = recovery(tmp_path, model, FuseIbn(steps=300), rows=ROWS).alone([move])
     assert trained[move].error < 0.9 * ridge[move].error
 
 

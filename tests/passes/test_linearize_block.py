@@ -28,7 +28,7 @@ def block(act: str = "Relu", scale: float = 1.0) -> onnx.ModelProto:
 @pytest.mark.parametrize("act", ["Identity", "Relu"])
 def test_a_linear_block_is_one_layer(tmp_path: Path, act: str) -> None:
     model = block(act)
-    found = recovery(tmp_path, model, LinearizeBlock(), ROWS)
+    found = recovery(tmp_path, model, LinearizeBlock(), rows=ROWS)
     candidate = Candidate.of({"linearize-block@end": "linear"})
     fits, refused = found.alone(list(candidate.decisions))
     assert not refused
@@ -44,7 +44,7 @@ def test_a_linear_block_is_one_layer(tmp_path: Path, act: str) -> None:
 
 def test_the_shortcut_alone(tmp_path: Path) -> None:
     model = block(scale=0.01)
-    found = recovery(tmp_path, model, LinearizeBlock(), ROWS)
+    found = recovery(tmp_path, model, LinearizeBlock(), rows=ROWS)
     candidate = Candidate.of({"linearize-block@end": "shortcut"})
     fits, refused = found.alone(list(candidate.decisions))
     assert not refused
@@ -54,7 +54,7 @@ def test_the_shortcut_alone(tmp_path: Path) -> None:
 
 
 def test_a_block_that_overwhelms_its_input_cannot_go(tmp_path: Path) -> None:
-    found = recovery(tmp_path, block(scale=50.0), LinearizeBlock(), ROWS)
+    found = recovery(tmp_path, block(scale=50.0), LinearizeBlock(), rows=ROWS)
     fits, refused = found.alone([("linearize-block@end", "shortcut")])
     assert not fits
     assert "explains nothing" in refused["linearize-block@end", "shortcut"]
@@ -91,7 +91,7 @@ def test_two_blocks_in_a_row_may_both_go(tmp_path: Path) -> None:
         branch = b.conv(b.op("Relu", b.depthwise(b.conv(y, 6, 16), 16)), 16, 6)
         y = b.op("Add", y, b.op("Mul", branch, b.const(np.asarray(0.1, np.float32))))
     model = b.build(b.op("Relu", y))
-    found = recovery(tmp_path, model, LinearizeBlock(), ROWS)
+    found = recovery(tmp_path, model, LinearizeBlock(), rows=ROWS)
     first, second, third = (site.id for site in found.space)
     candidate = Candidate.of({first: "shortcut", second: "shortcut", third: "linear"})
     fits, refused = found.in_order(candidate)

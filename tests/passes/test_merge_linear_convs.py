@@ -105,7 +105,7 @@ def test_merge_is_exact(name: str) -> None:
     sites, misses = rewriting.find(PASS, model)
     assert not misses
     assert [c.label for c in sites["b"].choices] == ["merge"]
-    assert sites["b"].claims == {"node:a", "node:b", "channels:a"}
+    assert sites["b"].claims == {"node:a", "node:b", "channels:a", "weights:a"}
     result = rewriting.rewrite(PASS, model, {"b": "merge"})
     assert rewriting.ops(result) == ["Conv", "Relu"]
     oracle.assert_same_outputs(model, result)

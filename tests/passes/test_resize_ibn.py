@@ -139,13 +139,13 @@ def test_a_fit_is_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.Monke
 def test_other_data_is_another_fit(tmp_path: Path) -> None:
     move = ("resize-ibn@wide", "to-24")
     first, _ = recovery(tmp_path, ibn(), ResizeIbn(steps=0)).alone([move])
-    other, _ = recovery(tmp_path, ibn(), ResizeIbn(steps=0), ROWS * 0.5).alone([move])
+    other, _ = recovery(tmp_path, ibn(), ResizeIbn(steps=0), rows=ROWS * 0.5).alone([move])
     assert other[move].error != first[move].error
 
 
 def test_too_few_rows_are_refused_with_the_number(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has 20 rows, and fitting weights needs 50"):
-        recovery(tmp_path, ibn(), ResizeIbn(), ROWS[:20])
+        recovery(tmp_path, ibn(), ResizeIbn(), rows=ROWS[:20])
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_degenerate_samples_are_refused(
     if reason == "is the same on every sample":
         model = no_output(model)
     move = ("resize-ibn@wide", "to-24")
-    fits, refused = recovery(tmp_path, model, ResizeIbn(), rows).alone([move])
+    fits, refused = recovery(tmp_path, model, ResizeIbn(), rows=rows).alone([move])
     assert not fits
     assert reason in refused[move]
 

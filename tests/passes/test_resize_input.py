@@ -185,7 +185,7 @@ def test_maps_have_the_new_size_if_asked(fixed: bool, argmax: bool) -> None:
 
 def test_nothing_is_fitted_but_the_rest_is_fitted_behind_it(tmp_path: Path) -> None:
     model, rows = classifier(32), smooth(32)
-    only = recovery(tmp_path, model, PASS, rows)
+    only = recovery(tmp_path, model, PASS, rows=rows)
     fits, refused = only.alone([("resize-input@x", "to-24x24")])
     assert not refused
     assert not fits["resize-input@x", "to-24x24"].values

@@ -35,7 +35,7 @@ def stage() -> onnx.ModelProto:
 
 def test_features_behind_a_pooling(tmp_path: Path) -> None:
     model = classifier()
-    found = recovery(tmp_path, model, ScaleWidth(), ROWS)
+    found = recovery(tmp_path, model, ScaleWidth(), rows=ROWS)
     candidate = Candidate.of({"scale-width@features": "to-24"})
     fits, refused = found.alone(list(candidate.decisions))
     assert not refused
@@ -47,7 +47,7 @@ def test_features_behind_a_pooling(tmp_path: Path) -> None:
 
 def test_a_trunk_and_a_branch_of_a_concat(tmp_path: Path) -> None:
     model = stage()
-    found = recovery(tmp_path, model, ScaleWidth(), ROWS)
+    found = recovery(tmp_path, model, ScaleWidth(), rows=ROWS)
     for site in ("trunk", "side"):
         candidate = Candidate.of({f"scale-width@{site}": "to-12"})
         fits, refused = found.alone(list(candidate.decisions))
@@ -92,7 +92,7 @@ def test_the_whole_network_by_one_factor(tmp_path: Path) -> None:
     sites, _ = rewriting.find(ScaleWidth(), model)
     labels = ["width-0.875", "width-0.75", "width-0.625", "width-0.5"]
     assert [c.label for c in sites["logits"].choices] == labels
-    found = recovery(tmp_path, model, ScaleWidth(), ROWS)
+    found = recovery(tmp_path, model, ScaleWidth(), rows=ROWS)
     candidate = Candidate.of({"scale-width@logits": "width-0.75"})
     alone, refused = found.alone(list(candidate.decisions))
     assert not refused

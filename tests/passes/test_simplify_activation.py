@@ -71,7 +71,7 @@ def test_fitted_is_better_than_merely_replaced(
     tmp_path: Path, act: Any, site: str, label: str, gone: str
 ) -> None:
     model = network(act)
-    found = recovery(tmp_path, model, PASS, ROWS)
+    found = recovery(tmp_path, model, PASS, rows=ROWS)
     candidate = Candidate.of({f"simplify-activation@{site}": label})
     fits, refused = found.alone(list(candidate.decisions))
     assert not refused
@@ -87,7 +87,7 @@ def test_fitted_is_better_than_merely_replaced(
 
 def test_all_at_once_and_in_order(tmp_path: Path) -> None:
     model = network()
-    found = recovery(tmp_path, model, PASS, ROWS)
+    found = recovery(tmp_path, model, PASS, rows=ROWS)
     candidate, decided = Candidate(), found.space
     for site in decided:
         if not decided.conflicts(site, candidate):
@@ -133,7 +133,7 @@ def test_declines_with_a_reason() -> None:
 def test_useless_samples_are_refused(tmp_path: Path, rows: Any, reason: str) -> None:
     b = models.ModelBuilder([1, 6, 8, 8])
     y = silu(b, b.conv(b.x, 6, 16, bias=reason == "NaN"), "y")
-    found = recovery(tmp_path, b.build(b.conv(y, 16, 6)), PASS, rows)
+    found = recovery(tmp_path, b.build(b.conv(y, 16, 6)), PASS, rows=rows)
     with np.errstate(all="ignore"):
         fits, refused = found.alone([("simplify-activation@y", "relu")])
     assert not fits
