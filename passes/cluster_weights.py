@@ -48,7 +48,7 @@ class ClusterWeights(Pass):
     order: ClassVar[int] = 50
     fits_last: ClassVar[bool] = True
     levels: tuple[int, ...] = (31, 15, 7)
-    smallest: int = 16_384
+    smallest: int = 4_096
     largest: int = 2_304
 
     def find_sites(self, graph: Any, target: Target, why: Why) -> Iterator[Site]:
