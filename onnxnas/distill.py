@@ -25,6 +25,7 @@ from onnxnas.errors import InfeasibleError, UnsupportedError, UsageError
 from onnxnas.fit_rows import FitRows, runner
 from onnxnas.graph import from_model, infer_shapes, static_view, to_model
 from onnxnas.held_out import HeldOut
+from onnxnas.level_fit import is_clustered
 from onnxnas.materialize import put_values
 from onnxnas.resized import in_words
 from onnxnas.torch_network import TorchNetwork
@@ -229,13 +230,17 @@ class _Pair:
         self.tensors = [j.tensor for j in judged]
         self.hints = _hints(teacher.graph, student.graph)
         self.scales = {name: _scale(w) for name, w in student.weights.items()}
+        # Few distinct values are there for a reason, which steps would undo.
         self.changes = {
-            name: torch.zeros_like(w, requires_grad=True) for name, w in student.weights.items()
+            name: torch.zeros_like(w, requires_grad=True)
+            for name, w in student.weights.items()
+            if w.ndim < 2 or not is_clustered(w.cpu().numpy())
         }
 
     def weights(self) -> dict[str, Any]:
         old = self.student.weights
-        return {name: old[name] + c * self.scales[name] for name, c in self.changes.items()}
+        new = {name: old[name] + c * self.scales[name] for name, c in self.changes.items()}
+        return {**old, **new}
 
     def feeds(self, batches: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
         return {

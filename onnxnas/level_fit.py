@@ -23,6 +23,8 @@ _DAMPING = 1e-2
 """Share of the mean variance of a feature that is added to every variance."""
 _AT_ONCE = 128
 """Features whose errors are kept before the rest of the weights is corrected for them."""
+_FEW = 31
+"""Distinct values of a channel that are no accident."""
 _CLIPS = (1.0, 0.93, 0.86, 0.79)
 """Largest values to choose from, relative to a channel's largest weight."""
 
@@ -96,6 +98,16 @@ def few_levels(
             left[k + 1 : end] -= np.outer(root[k, k + 1 : end], errors[k - start])
         left[end:] -= root[start:end, end:].T @ errors
     return Levels(index, step.astype(np.float32))
+
+
+def is_clustered(weight: NDArray[np.floating]) -> bool:
+    """Whether every channel, along the first or the last axis, has few values for its size."""
+    for axis in (0, -1):
+        channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        large = channels.shape[1] > 2 * _FEW
+        if large and all(len(np.unique(channel)) <= _FEW for channel in channels):
+            return True
+    return False
 
 
 def _steps(weight: Floats, variance: Floats, top: int) -> Floats:

@@ -69,6 +69,22 @@ def test_a_damaged_network_is_brought_nearer(tmp_path: Path) -> None:
     assert again.model.SerializeToString() == found.model.SerializeToString()
 
 
+def test_weights_of_few_values_stay_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    b = models.ModelBuilder([1, 3, 8, 8])
+    wide = b.op("Relu", b.conv(b.x, 3, 72))
+    y = b.op("Relu", b.conv(wide, 72, 8, out="clustered"))
+    model = b.build(b.op("Flatten", b.conv(b.op("GlobalAveragePool", y), 8, 5)))
+    broken = damaged(model, 0.2)
+    (tensor,) = (t for t in broken.graph.initializer if t.dims[:2] == [8, 72])
+    few = np.rint(numpy_helper.to_array(tensor) * 20) / np.float32(20)
+    tensor.CopyFrom(numpy_helper.from_array(few, tensor.name))
+    found = distill(model, broken, calibration(tmp_path, model), steps=40, rate=1e-3)
+    (after,) = (t for t in found.model.graph.initializer if t.name == tensor.name)
+    assert np.array_equal(numpy_helper.to_array(after), few)
+    assert found.after.value < found.before.value
+
+
 def test_nothing_gained_is_nothing_kept(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     model = network()

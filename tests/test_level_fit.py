@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxnas.least_squares import Floats
-from onnxnas.level_fit import Levels, few_levels
+from onnxnas.level_fit import Levels, few_levels, is_clustered
 
 
 def problem(seed: int, features: int, outputs: int) -> tuple[Floats, Floats]:
@@ -73,6 +73,16 @@ def test_channels_of_zeros_stay_and_dead_features_do_not_matter() -> None:
     assert harm(weight, covariance, found) < 1.5 * harm(
         weight[rest], covariance[np.ix_(rest, rest)], same
     )
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_few_values_are_recognised_along_either_axis(axis: int) -> None:
+    weight, covariance = problem(5, 100, 40)
+    found = few_levels(weight, covariance, 31).weight
+    assert is_clustered(found.T if axis == 0 else found)
+    assert not is_clustered(weight if axis == 0 else weight.T)
+    found[:, 4] = weight[:, 4]
+    assert not is_clustered(found.T if axis == 0 else found)
 
 
 def test_alone_is_within_half_a_step() -> None:
