@@ -133,22 +133,37 @@ def reader_weights(node: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]
     return np.asarray(weight, np.float32), np.asarray(wide, np.float32)
 
 
-def with_layers(
-    graph: Any, samplings: Sequence[Sampling], samples: Sequence[Samples]
-) -> list[Samples]:
-    """Samples with the weights of the layers that were asked for, as they are in a graph.
+def as_built(graph: Any, sampling: Sampling, stands_for: Callable[[str], str]) -> Sampling:
+    """A sampling of a layer whose weights are asked for, reading what the layer reads now.
+
+    Args:
+        stands_for: what is read in a graph where the original has a tensor.
 
     Raises:
         SiteGone: it has no such layer.
     """
+    if not sampling.layer:
+        return sampling
+    tensors = graph.tensors()
+    layer = tensors.get(sampling.layer)
+    if layer is None or not layer.inputs:
+        raise SiteGone(f"nothing computes {sampling.layer!r} any more")
+    (window,) = sampling.inputs
+    if sampling.target != sampling.layer and stands_for(window.tensor) in tensors:
+        return sampling  # what a mean is taken of
+    reads = replace(window, tensor=layer.inputs[0].inputs[0].name)
+    return replace(sampling, inputs=(reads,), target=sampling.layer)
+
+
+def with_layers(
+    graph: Any, samplings: Sequence[Sampling], samples: Sequence[Samples]
+) -> list[Samples]:
+    """Samples with the weights of the layers that were asked for, as they are in a graph."""
     tensors = graph.tensors() if any(s.layer for s in samplings) else {}
-    found = []
-    for sampling, one in zip(samplings, samples, strict=True):
-        y = tensors.get(sampling.layer)
-        if sampling.layer and (y is None or not y.inputs):
-            raise SiteGone(f"nothing computes {sampling.layer!r} any more")
-        found.append(replace(one, layer=reader_weights(y.inputs[0])) if y is not None else one)
-    return found
+    return [
+        replace(found, layer=reader_weights(tensors[s.layer].inputs[0])) if s.layer else found
+        for s, found in zip(samplings, samples, strict=True)
+    ]
 
 
 def check_samples(data: Sequence[Samples]) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxnas.block_library import BlockLibrary
-from onnxnas.channel_fit import with_layers
+from onnxnas.channel_fit import as_built, with_layers
 from onnxnas.fit_rows import FitRows
 from onnxnas.forks import run_ahead
 from onnxnas.materialize import Weights, apply_candidate
@@ -267,8 +267,7 @@ class Recovery:
         refused: dict[Move, str],
     ) -> None:
         """Fit choices that do not depend on each other, all from one reading of what was built."""
-        weights = values_only(found)
-        missing: dict[str, Choice] = {}
+        weights, missing = values_only(found), dict[str, Choice]()
         for site, choice in decided:
             if kept := self.library.get(self._key(site, choice, came)):
                 found[site.id, choice.label] = kept
@@ -295,6 +294,7 @@ class Recovery:
     ) -> list[Samples]:
         """Samples of a candidate's network; its own targets where none are given."""
         applied = apply_candidate(self.graph, self.space, before, self.passes, weights)
+        samplings = [as_built(applied.graph, s, applied.stands_for) for s in samplings]
         asked = {t for s in samplings for t in s.student_tensors}
         asked |= set() if targets else {s.target for s in samplings}
         now = {t: applied.stands_for(t) for t in asked}

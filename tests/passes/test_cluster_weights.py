@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from onnxnas.passes.cluster_weights import ClusterWeights
 from onnxnas.passes.resize_ibn import ResizeIbn
+from onnxnas.passes.simplify_activation import SimplifyActivation
 from onnxnas.quantise import quantise
 from onnxnas.recover import values_only
 from onnxnas.sites import Candidate
@@ -142,6 +143,26 @@ def test_behind_a_narrowed_block_the_new_weights_are_clustered(tmp_path: Path) -
     mixed = result(found, model, values_only(alone), both)
     assert most_values(weight_of(mixed)) <= 31
     assert error(model, mixed, fresh()) < 0.5
+
+
+def test_behind_a_gate_that_went_away_the_layer_reads_another_tensor(tmp_path: Path) -> None:
+    b = models.ModelBuilder([1, 6, 8, 8])
+    x = b.op("Relu", b.conv(b.x, 6, 24))
+    gate = b.op("Relu", b.conv(b.op("GlobalAveragePool", x), 24, 8))
+    gated = b.op("Mul", x, b.op("Sigmoid", b.conv(gate, 8, 24)), out="gated")
+    model = b.build(b.op("Relu", b.conv(gated, 24, 32, out="layer")))
+    found = recovery(tmp_path, model, SimplifyActivation(), PASS)
+    both = Candidate.of(
+        {"simplify-activation@gated": "constant-gate", "cluster-weights@layer": "levels-31"}
+    )
+    fits, refused = found.in_order(both)
+    assert not refused
+    fitted = result(found, model, values_only(fits), both)
+    assert "gated" not in {t for n in fitted.graph.node for t in n.output}
+    assert most_values(weight_of(fitted)) <= 31
+    only = Candidate.of({"simplify-activation@gated": "constant-gate"})
+    alone = error(model, result(found, model, values_only(fits), only), fresh())
+    assert error(model, fitted, fresh()) < alone + 0.005
 
 
 def test_weights_that_others_fitted_are_not_replaced_by_older_ones(tmp_path: Path) -> None:
