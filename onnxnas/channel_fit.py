@@ -155,6 +155,20 @@ def as_built(graph: Any, sampling: Sampling, stands_for: Callable[[str], str]) -
     return replace(sampling, inputs=(reads,), target=sampling.layer)
 
 
+def same_layers(original: Any, graph: Any, samplings: Sequence[Sampling]) -> bool:
+    """Whether every layer whose weights are asked for has those of the original."""
+    before, after = original.tensors(), graph.tensors()
+    for name in (s.layer for s in samplings):
+        found = (before.get(name), after.get(name))
+        pair = [t.inputs[0] for t in found if t is not None and t.inputs]
+        values = [(node.op, reader_weights(node)) for node in pair if len(node.inputs) > 1]
+        if len(values) < 2 or values[0][0] != values[1][0]:
+            return False
+        if not all(map(np.array_equal, values[0][1], values[1][1])):
+            return False
+    return True
+
+
 def with_layers(
     graph: Any, samplings: Sequence[Sampling], samples: Sequence[Samples]
 ) -> list[Samples]:

@@ -8,9 +8,7 @@ that later blocks repair what earlier ones changed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +20,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxnas.block_library import BlockLibrary
-from onnxnas.channel_fit import as_built, with_layers
+from onnxnas.block_library import BlockLibrary, code_digest
+from onnxnas.channel_fit import as_built, same_layers, with_layers
 from onnxnas.fit_rows import FitRows
 from onnxnas.forks import run_ahead
 from onnxnas.materialize import Weights, apply_candidate
@@ -206,10 +204,7 @@ class Recovery:
                     refused[site.id, choice.label] = gone
                 else:
                     before, came = after, self._key(site, choice, context)
-        if came:
-            self._fit_last(last, before, came, found, refused)
-        else:  # nothing is before them
-            found.update(((s.id, c.label), alone[s.id, c.label]) for s, c in last)
+        self._fit_last(last, before, came, alone, found, refused)
         self.progress("fitting the choices in order", len(recovered), len(recovered))
         return found, refused
 
@@ -263,14 +258,22 @@ class Recovery:
         decided: Sequence[tuple[Site, Choice]],
         before: Candidate,
         came: str,
+        alone: Mapping[Move, Fitted],
         found: dict[Move, Fitted],
         refused: dict[Move, str],
     ) -> None:
-        """Fit choices that do not depend on each other, all from one reading of what was built."""
+        """Fit choices that do not depend on each other, all from one reading of what was built.
+
+        Those of layers that nothing touched are as they were alone: their inputs differ little.
+        """
         weights, missing = values_only(found), dict[str, Choice]()
+        applied = apply_candidate(self.graph, self.space, before, self.passes, weights)
         for site, choice in decided:
-            if kept := self.library.get(self._key(site, choice, came)):
-                found[site.id, choice.label] = kept
+            move = site.id, choice.label
+            same = same_layers(self.graph, applied.graph, self._samplings(site))
+            kept = alone[move] if same else self.library.get(self._key(site, choice, came))
+            if kept is not None:
+                found[move] = kept
             else:
                 missing[site.id] = choice
         for chunk in self._chunks([site for site, _ in decided if site.id in missing]):
@@ -376,7 +379,7 @@ class Recovery:
         pass_ = self.passes[site.pass_name]
         parts = (
             __version__, self.model_digest, self.rows.digest, str(self.seed), repr(pass_),
-            _code_digest(type(pass_)), site.id, choice.label, str(choice.params), context,
+            code_digest(type(pass_)), site.id, choice.label, str(choice.params), context,
         )  # fmt: skip
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -384,15 +387,6 @@ class Recovery:
 def _count(folder: Path) -> int:
     """Files in a folder, which need not exist."""
     return sum(1 for _ in os.scandir(folder)) if folder.is_dir() else 0
-
-
-def _code_digest(pass_: type[Pass]) -> str:
-    """Of what fits: a pass that is being worked on must not be handed its old fits."""
-    here = Path(__file__).parent
-    files = [*sorted(here.glob("*_fit.py")), here / "samples.py", here / "least_squares.py"]
-    with contextlib.suppress(OSError, TypeError):  # made in a session, not in a file
-        files.append(Path(inspect.getfile(pass_)))
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files if f.is_file())).hexdigest()
 
 
 def values_only(found: Mapping[Move, Fitted]) -> dict[Move, Mapping[str, NDArray[Any]]]:

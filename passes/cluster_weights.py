@@ -41,6 +41,7 @@ class ClusterWeights(Pass):
         levels: numbers of distinct values of an output channel, odd so that zero is one of them.
         smallest: layers of fewer weights are left alone.
         largest: inputs of one output beyond which their covariance would take too much memory.
+        samples: that the covariance is of.
     """
 
     name: ClassVar[str] = "cluster-weights"
@@ -50,6 +51,7 @@ class ClusterWeights(Pass):
     levels: tuple[int, ...] = (31, 15, 7)
     smallest: int = 4_096
     largest: int = 2_304
+    samples: int = 8_000
 
     def find_sites(self, graph: Any, target: Target, why: Why) -> Iterator[Site]:
         for node in graph.nodes:
@@ -104,7 +106,7 @@ class ClusterWeights(Pass):
         # Of a mean over positions, the positions say more than the few rows do.
         last = reader.samplings[-1]
         target = site.tensor if last.through is None else last.target
-        return [Sampling(last.inputs, target, most=last.most, layer=site.tensor)]
+        return [Sampling(last.inputs, target, most=self.samples, layer=site.tensor)]
 
     def recover(
         self,
