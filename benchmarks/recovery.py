@@ -60,11 +60,14 @@ def table(files: Sequence[Path]) -> str:
         return "no points yet"
     views = list(points[0]["float"])
     head = ["cycles", *views, *(f"int8: {v}" for v in views if v != "hard")]
+    trained = any("distilled" in p for p in points)
+    head += [f"distilled: {views[-1]}"] if trained else []
     head += ["held out: divergence", "agreement"]
     lines = [f"| {' | '.join(head)} |", f"|{'---:|' * len(head)}"]
     for p in points:
         cells = [_change(p["float"][v]) for v in views]
         cells += [_change(p["int8"][v]) for v in views if v != "hard"]
+        cells += [_distilled_change(p.get("distilled"), views[-1])] if trained else []
         agrees = p["held_out_agreement"]
         cells += [f"{p['held_out_divergence']:.3f}", "" if agrees is None else f"{agrees:.1%}"]
         lines.append(f"| {-p['saving']:+.1%} | {' | '.join(cells)} |".replace("%", " %"))
@@ -75,6 +78,12 @@ def table(files: Sequence[Path]) -> str:
         f"Original: {start['original_cycles']:,.0f} cycles; {original}; in int8 {int8}.\n\n"
         + "\n".join(lines)
     )
+
+
+def _distilled_change(found: Mapping[str, Any] | None, view: str) -> str:
+    if found is None:
+        return ""
+    return _change(found[view]) if found["gained"] else "no gain"
 
 
 def _change(scores: Mapping[str, float]) -> str:
