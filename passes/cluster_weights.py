@@ -30,7 +30,7 @@ from onnxnas.sites import Choice, Site
 
 _INDEX, _STEP, _BIAS = "index", "step", "bias"
 _OF = "of"
-"""What tells the weights that were clustered from others."""
+"""What tells the weights and biases that were clustered from others."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ClusterWeights(Pass):
             values, offset = values_of(weight), values_of(bias)
             now = values if across else values.reshape(outputs, -1).T
             offset = np.broadcast_to(offset.reshape(-1), outputs)
-            if fitted and _same(fitted, now):
+            if fitted and _same(fitted, now, offset):
                 return Levels(fitted[_INDEX], fitted[_STEP]), fitted[_BIAS]
             # Only costed, or other choices changed the layer since: each value is rounded alone.
             return Levels.nearest(now, levels), offset
@@ -130,16 +130,19 @@ class ClusterWeights(Pass):
         mean = moments.x / max(1, moments.count)
         fits = []
         for choice in choices:
-            found = few_levels(weight, covariance, int(choice.params["levels"]), tick)
+            try:
+                found = few_levels(weight, covariance, int(choice.params["levels"]), tick)
+            except np.linalg.LinAlgError as error:
+                raise NotRecoverable("its inputs vary too unevenly") from error
             wrong = weight - found.weight
-            error = float(np.einsum("pq,pq->", wrong, held_out @ wrong)) / variance
+            lost = float(np.einsum("pq,pq->", wrong, held_out @ wrong)) / variance
             values: dict[str, NDArray[Any]] = {
                 _INDEX: found.index,
                 _STEP: found.step,
                 _BIAS: (bias + mean @ wrong).astype(np.float32),
-                _OF: _mark(weight),
+                _OF: _mark(weight, bias),
             }
-            fits.append(Fitted(values, error))
+            fits.append(Fitted(values, lost))
         return fits
 
 
@@ -153,10 +156,11 @@ def _across(node: Any) -> bool:
     return node.op == "Gemm" and not node.attrs.get("transB")
 
 
-def _mark(weight: NDArray[Any]) -> NDArray[np.uint32]:
-    data = np.ascontiguousarray(weight, np.float32).tobytes()
-    return np.array(zlib.crc32(data), np.uint32)
+def _mark(*arrays: NDArray[Any]) -> NDArray[np.uint32]:
+    data = (np.ascontiguousarray(a, np.float32).tobytes() for a in arrays)
+    return np.array(zlib.crc32(b"".join(data)), np.uint32)
 
 
-def _same(fitted: Mapping[str, NDArray[Any]], weight: NDArray[Any]) -> bool:
-    return fitted[_INDEX].shape == weight.shape and bool(fitted[_OF] == _mark(weight))
+def _same(fitted: Mapping[str, NDArray[Any]], weight: NDArray[Any], bias: NDArray[Any]) -> bool:
+    """Whether these are the weights that were clustered."""
+    return fitted[_INDEX].shape == weight.shape and bool(fitted[_OF] == _mark(weight, bias))
