@@ -126,7 +126,7 @@ def _pooled(x: Any) -> str | None:
 
 def reader_weights(node: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weight [features, outputs] and bias [outputs] of a conv or gemm. Reads its weights."""
-    weight = as_features(node, values_of(node.inputs[1]))
+    weight = _as_features(node, values_of(node.inputs[1]))
     bias = given(node, 2)
     values = np.zeros(weight.shape[1]) if bias is None else values_of(bias).reshape(-1)
     wide = np.broadcast_to(values, weight.shape[1])
@@ -239,7 +239,7 @@ def fit_widths(
             node = tensors[reader.output].inputs[0]
             pull = prior.copy()
             if start is not None:
-                pull[features] = as_features(node, start[k].values[f"{reader.output}:1"])
+                pull[features] = _as_features(node, start[k].values[f"{reader.output}:1"])
             tick()
             linear, error = best_ridge(moments, tune, features, pull, whole)
             errors.append(error)
@@ -258,7 +258,7 @@ def together(parts: Sequence[Part]) -> Moments:
     return moments
 
 
-def as_features(node: Any, weight: NDArray[Any]) -> Floats:
+def _as_features(node: Any, weight: NDArray[Any]) -> Floats:
     """Weights in the layout of a conv or gemm as [features, outputs]."""
     if node.op == "Conv":
         weight = weight.reshape(len(weight), -1).T

@@ -143,6 +143,8 @@ class Pass(ABC):
     ) -> Sequence[Fitted]:
         """Fit the weights of some `recovered` choices of one site.
 
+        Passes with nothing to fit, whose choices are only judged, leave this out.
+
         The samples come from the original when the site is judged alone, and later from the
         network that was built so far, whose earlier sites differ; the targets are the original's
         in either case. Deterministic.
@@ -162,7 +164,7 @@ class Pass(ABC):
             NotRecoverable: the samples do not allow a fit.
             OutOfTime: from `tick`.
         """
-        raise NotRecoverable(f"{self.name} fits no weights")
+        return [Fitted({}, 0.0) for _ in choices]
 
     def rounds(
         self, graph: Any, site: Site, start: Fitted, tick: Tick = no_tick

@@ -31,11 +31,10 @@ from onnxnas.ops import (
     producer,
     sole_consumer,
 )
-from onnxnas.pass_contract import Fitted, Pass, Tick, Why, no_tick
+from onnxnas.pass_contract import Pass, Why
 from onnxnas.resize_nodes import MIN_OPSET, add_resize
 from onnxnas.resized import scale
 from onnxnas.rewriter import Rewriter, SiteGone
-from onnxnas.samples import Samples, Sampling
 from onnxnas.sites import Choice, Site
 
 _LINEAR = frozenset(
@@ -106,20 +105,6 @@ class ArgmaxFirst(Pass):
             x = resize.add(rw, x, classes, hint=f"{scores.name}/{i}", output=output, dtype=dtype)
             chain.append(x.name)
         rw.when_delivered(partial(_decide_first, y=site.tensor, chain=chain, classes=classes))
-
-    def samplings(self, graph: Any, site: Site) -> Sequence[Sampling]:
-        return ()
-
-    def recover(
-        self,
-        graph: Any,
-        site: Site,
-        choices: Sequence[Choice],
-        data: Sequence[Samples],
-        start: Sequence[Fitted] | None = None,
-        tick: Tick = no_tick,
-    ) -> Sequence[Fitted]:
-        return [Fitted({}, 0.0) for _ in choices]
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,10 @@ from onnxnas.channel_flow import constant_ints
 from onnxnas.cost import Target
 from onnxnas.excerpt import dependents
 from onnxnas.graph import infer_shapes, is_static
-from onnxnas.pass_contract import Fitted, Pass, Tick, Why, no_tick
+from onnxnas.pass_contract import Pass, Why
 from onnxnas.resize_nodes import MIN_OPSET, add_resize
 from onnxnas.resized import scale
 from onnxnas.rewriter import Rewriter, SiteGone
-from onnxnas.samples import Samples, Sampling
 from onnxnas.sites import Choice, Site
 
 Size = tuple[int, int]
@@ -122,20 +121,6 @@ class ResizeInput(Pass):
             _resize(rw, low, shape, tuple(int(d) for d in tensor.shape[2:]), name, tensor)
             if self.change_contract:
                 rw.when_delivered(partial(_leave_out, name=name, in_front=False))
-
-    def samplings(self, graph: Any, site: Site) -> Sequence[Sampling]:
-        return ()
-
-    def recover(
-        self,
-        graph: Any,
-        site: Site,
-        choices: Sequence[Choice],
-        data: Sequence[Samples],
-        start: Sequence[Fitted] | None = None,
-        tick: Tick = no_tick,
-    ) -> Sequence[Fitted]:
-        return [Fitted({}, 0.0) for _ in choices]
 
 
 def _unfit(graph: Any) -> str:
