@@ -14,10 +14,10 @@ from oracle import assert_same_outputs, evalset_model, random_feeds, run
 from onnxnas.graph import check_model, contract, from_model, to_model
 from onnxnas.materialize import apply_candidate
 from onnxnas.normalise import normalise
-from onnxnas.pass_contract import Pass, Why
+from onnxnas.pass_contract import Why
 from onnxnas.plugins import load_passes
 from onnxnas.rewriter import SiteGone
-from onnxnas.sites import Candidate, SearchSpace
+from onnxnas.sites import Candidate, Choice, SearchSpace, Site
 
 NETWORKS = {
     "mobilenetv2_224": {},
@@ -28,9 +28,6 @@ NETWORKS = {
     "ppocrv2_cls_shipped": {"x": (1, 3, 48, 192)},
 }
 PASSES, _ = load_passes()
-RECOVERED = [name for name, p in PASSES.items() if type(p).recover is not Pass.recover]
-EXACT = [name for name, p in PASSES.items() if type(p).recover is Pass.recover]
-"""Those that fit no weights."""
 
 
 @cache
@@ -41,7 +38,7 @@ def cleaned(network: str) -> tuple[onnx.ModelProto, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pick", [0, -1], ids=["first-choice", "last-choice"])
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", PASSES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_all_sites_of_a_pass(network: str, name: str, pick: int) -> None:
     check_all_sites(network, {name: pick})
@@ -52,19 +49,19 @@ def test_all_sites_of_a_pass(network: str, name: str, pick: int) -> None:
 def test_all_sites_of_all_passes(network: str) -> None:
     # Last choices: `dense` fits whatever width dead channels leave, `groups-of-8` does not. Of a
     # PRelu the first: the last needs the depthwise convolutions around it as they were.
-    check_all_sites(network, dict.fromkeys(EXACT, -1) | {"rewrite-prelu": 0})
+    check_all_sites(network, dict.fromkeys(PASSES, -1) | {"rewrite-prelu": 0})
 
 
 def check_all_sites(network: str, picks: dict[str, int]) -> None:
+    """With their exact choices, of which a pass may have none."""
     model, graph = cleaned(network)
-    space = SearchSpace(
-        tuple(s for n in picks for s in PASSES[n].find_sites(graph, TARGET, Why(n)))
-    )
+    sites = (s for n in picks for s in PASSES[n].find_sites(graph, TARGET, Why(n)))
+    space = SearchSpace(tuple(s for s in sites if exact_choices(s)))
     candidate = Candidate()
     for site in space:
-        exact = [c for c in site.choices if c.exactness == "exact"]
-        if exact and not space.conflicts(site, candidate):
-            candidate = candidate.with_choice(site.id, exact[picks[site.pass_name]].label)
+        if not space.conflicts(site, candidate):
+            choice = exact_choices(site)[picks[site.pass_name]]
+            candidate = candidate.with_choice(site.id, choice.label)
     applied = apply_candidate(graph, space, candidate, PASSES)
     result = to_model(applied.graph, model, applied.provenance)
     check_model(result)
@@ -73,13 +70,17 @@ def check_all_sites(network: str, picks: dict[str, int]) -> None:
     assert_same_outputs(model, result, random_feeds(model, shapes=NETWORKS[network]))
 
 
+def exact_choices(site: Site) -> list[Choice]:
+    return [c for c in site.choices if c.exactness == "exact"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pick", [0, -1], ids=["first-choice", "last-choice"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_structure_of_fitted_choices(network: str, pick: int) -> None:
-    """Every recovered pass by itself, at as many sites as go together, nothing fitted."""
+    """Every pass by itself, at as many sites as go together, nothing fitted."""
     model, graph = cleaned(network)
-    for name in RECOVERED:
+    for name in PASSES:
         why = Why(name)
         space = SearchSpace(tuple(PASSES[name].find_sites(graph, TARGET, why)))
         assert all(miss.reason for miss in why.misses)
