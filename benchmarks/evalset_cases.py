@@ -47,11 +47,16 @@ def evaluation() -> Any:
     return module
 
 
-def mobilenetv2(script: Any) -> Case:
+def mobilenetv2(script: Any, fitted_on: int = 0) -> Case:
+    """Fitted on one half of the pictures and scored on the other.
+
+    Args:
+        fitted_on: 0 for the 1st, 3rd, ... picture, 1 for the others.
+    """
     archive = script.PREPROCESS["imagenet"][0]
     labels = np.array([int(name[:4]) for name, _ in script._images(archive)])
     rows = script.calibration("imagenet", len(labels))
-    scored = rows[1::2].copy()
+    labels, scored = labels[1 - fitted_on :: 2], rows[1 - fitted_on :: 2].copy()
     views = {
         "as they are": scored,
         "mirrored": scored[..., ::-1].copy(),
@@ -61,12 +66,12 @@ def mobilenetv2(script: Any) -> Case:
     def score(model: onnx.ModelProto, base: Any) -> tuple[Any, Scores]:
         logits = {name: _logits(model, view) for name, view in views.items()}
         known = base or logits
-        found = {n: paired(known[n], logits[n], labels[1::2]) for n in views}
+        found = {n: paired(known[n], logits[n], labels) for n in views}
         both = [(known[n], logits[n]) for n in ("as they are", "mirrored")]
-        found["mean of both"] = _mean(both, labels[1::2])
+        found["mean of both"] = _mean(both, labels)
         return logits, found
 
-    return Case(EVALSET / "models" / "mobilenetv2_224.onnx", rows[0::2].copy(), score)
+    return Case(EVALSET / "models" / "mobilenetv2_224.onnx", rows[fitted_on::2].copy(), score)
 
 
 def on_other_pictures(script: Any, model: str, task: str, count: int) -> Case:
@@ -120,6 +125,7 @@ class _Remembered:
 
 CASES: Mapping[str, Callable[[Any], Case]] = {
     "mobilenetv2": mobilenetv2,
+    "mobilenetv2-swapped": lambda s: mobilenetv2(s, fitted_on=1),
     "yolo": lambda s: on_other_pictures(s, "yolo_fastest_1.1_320.onnx", "coco", 100),
     "deeplab": lambda s: on_other_pictures(s, "deeplabv3_mnv2_dm05_513.onnx", "camvid", 60),
 }

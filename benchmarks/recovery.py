@@ -9,6 +9,7 @@ not silicon). Networks:
     mobilenetv2   fitted on every other ImageNet picture; top-1 on the rest, as they are, mirrored,
                   and reduced to 112 x 112 and enlarged again. The pictures are one per class, so
                   those scored are of other classes than those fitted on.
+    mobilenetv2-swapped  the same with the two halves of the pictures exchanged.
     yolo          yolo-fastest, fitted on ImageNet pictures; AP50 of persons on 50 of COCO.
     deeplab       deeplab v3, fitted on ImageNet pictures; IoU of cars on 101 of CamVid.
 
