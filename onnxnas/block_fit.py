@@ -18,7 +18,10 @@ from onnxnas.pointwise import pointwise_after
 from onnxnas.samples import Part, Samples, Sampling, Window
 from onnxnas.squeeze_excite import SqueezeExcite, squeeze_excite
 
-_LEARNING_RATE = 3e-3
+IN_ORDER = 3
+"""Times the steps where choices are fitted in order: those may be delivered, and are few."""
+
+_RATE = 0.03
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def train_block(
     )
     fit, tune = windows_of(samples.fit, block), windows_of(samples.tune, block)
     refit_last(student, fit, tune)
-    error = train(student, fit, tune, steps=steps, rate=_LEARNING_RATE, seed=seed, tick=tick)
+    error = train(student, fit, tune, steps=steps, rate=_RATE, seed=seed, tick=tick)
     refit_last(student, fit, tune, whole=True)
     w = [np.ascontiguousarray(v) for v in student.weights]
     return {

@@ -84,6 +84,7 @@ class Pass(ABC):
         min_opset: on models of an older opset the pass declines everything.
         resizes: its rewrites give feature maps other sizes; what is fitted beside them is fitted
             to what the original says at that size.
+        goes_on: what is fitted in order is fitted further, even where no other choice is before it.
         fits_last: its choices are fitted when all others are, and do not depend on each other.
     """
 
@@ -92,6 +93,7 @@ class Pass(ABC):
     order: ClassVar[int]
     min_opset: ClassVar[int] = 9
     resizes: ClassVar[bool] = False
+    goes_on: ClassVar[bool] = False
     fits_last: ClassVar[bool] = False
 
     @abstractmethod

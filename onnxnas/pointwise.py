@@ -14,10 +14,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxnas.arrays import Array, library, like, single_precision
 from onnxnas.graph import values_of
 from onnxnas.ops import STANDARD_DOMAINS, clip_bounds
 
-Array = NDArray[np.float32]
 Dual = tuple[Any, Any]
 """Values [..., channels] and their derivatives by the run's input; a constant's are 0.0."""
 
@@ -91,53 +91,52 @@ def follow(nodes: Sequence[Any], x: Array, kept: NDArray[np.int64] | None = None
         operands = [_operand(t, x, made, known, kept) for t in node.inputs if t.name]
         known[id(node.outputs[0])] = _RULES[node.op](node, operands)
     value, slope = known[id(nodes[-1].outputs[0])]
-    return value.astype(np.float32), np.broadcast_to(slope, x.shape).astype(np.float32)
+    return single_precision(value), single_precision(library(x).broadcast_to(slope, x.shape))
 
 
 def _operand(tensor: Any, x: Array, made: set[int], known: Mapping[int, Dual], kept: Any) -> Dual:
     if id(tensor) in made:
         return known[id(tensor)]
+    one, none = (like(np.float32(v), x) for v in (1.0, 0.0))
     if not isinstance(tensor, gs.Constant):
-        return x, np.float32(1.0)
+        return x, one
     values = values_of(tensor).reshape(-1)
     if len(values) == 1:
-        return np.float32(values[0]), np.float32(0.0)
-    return (values if kept is None else values[kept]).astype(np.float32), np.float32(0.0)
+        return like(np.float32(values[0]), x), none
+    return like((values if kept is None else values[kept]).astype(np.float32), x), none
 
 
 def _clipped(x: Dual, low: float, high: float) -> Dual:
     inside = (x[0] > low) & (x[0] < high)
-    return np.clip(x[0], np.float32(low), np.float32(high)), x[1] * inside
+    return library(x[0]).clip(x[0], low, high), x[1] * inside
 
 
 def _sigmoid(_: Any, operands: Sequence[Dual]) -> Dual:
     x, slope = operands[0]
-    y = np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x)  # never overflows
+    y = 0.5 + 0.5 * library(x).tanh(0.5 * x)  # never overflows
     return y, slope * y * (1 - y)
 
 
 def _tanh(_: Any, operands: Sequence[Dual]) -> Dual:
     x, slope = operands[0]
-    y = np.tanh(x)
+    y = library(x).tanh(x)
     return y, slope * (1 - y * y)
 
 
 def _leaky(x: Dual, below: Any) -> Dual:
-    rate = np.where(x[0] > 0, np.float32(1.0), below).astype(np.float32)
+    rate = library(x[0]).where(x[0] > 0, like(np.float32(1.0), x[0]), below)
     return x[0] * rate, x[1] * rate
 
 
 def _hard_sigmoid(node: Any, operands: Sequence[Dual]) -> Dual:
-    alpha = np.float32(node.attrs.get("alpha", 0.2))
-    beta = np.float32(node.attrs.get("beta", 0.5))
+    alpha, beta = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
     return _clipped((operands[0][0] * alpha + beta, operands[0][1] * alpha), 0.0, 1.0)
 
 
 def _hard_swish(_: Any, operands: Sequence[Dual]) -> Dual:
     x, slope = operands[0]
-    gate = np.clip(x / 6 + np.float32(0.5), 0, 1)
-    rate = np.where(x <= -3, 0, np.where(x >= 3, 1, x / 3 + np.float32(0.5)))
-    return x * gate, slope * rate
+    gate = library(x).clip(x / 6 + 0.5, 0, 1)
+    return x * gate, slope * (gate + x / 6 * ((x > -3) & (x < 3)))
 
 
 def _multiply(_: Any, operands: Sequence[Dual]) -> Dual:
@@ -152,7 +151,7 @@ def _divide(_: Any, operands: Sequence[Dual]) -> Dual:
 
 def _batch_norm(node: Any, operands: Sequence[Dual]) -> Dual:
     (x, slope), (scale, _), (bias, _), (mean, _), (variance, _) = operands
-    rate = scale / np.sqrt(variance + np.float32(node.attrs.get("epsilon", 1e-5)))
+    rate = scale / library(x).sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
     return (x - mean) * rate + bias, slope * rate
 
 
@@ -166,7 +165,9 @@ _RULES: Mapping[str, Callable[[Any, Sequence[Dual]], Dual]] = {
     "Identity": lambda _, a: a[0],
     "Relu": lambda _, a: _clipped(a[0], 0.0, np.inf),
     "Clip": _clip,
-    "LeakyRelu": lambda node, a: _leaky(a[0], np.float32(node.attrs.get("alpha", 0.01))),
+    "LeakyRelu": lambda node, a: _leaky(
+        a[0], like(np.float32(node.attrs.get("alpha", 0.01)), a[0][0])
+    ),
     "PRelu": lambda _, a: _leaky(a[0], a[1][0]),
     "Sigmoid": _sigmoid,
     "Tanh": _tanh,

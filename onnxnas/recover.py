@@ -172,7 +172,7 @@ class Recovery:
         for done, (site, choice) in enumerate(recovered):
             self.progress("fitting the choices in order", done, len(recovered))
             after = before.with_choice(site.id, choice.label)
-            context = came
+            context = came or ("first" if self.passes[site.pass_name].goes_on else "")
             if self.passes[site.pass_name].rounds(self.graph, site, alone[site.id, choice.label]):
                 context += " in rounds"
             kept = self.library.get(self._key(site, choice, context))

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxnas.block_fit import IbnBlock, ibn_block, windows_of
+from onnxnas.block_fit import IN_ORDER, IbnBlock, ibn_block, windows_of
 from onnxnas.channel_fit import KEPT, Reader, check_samples, fit_widths, readers, resize
 from onnxnas.cost import Target
 from onnxnas.coupling import Coupling, Group
@@ -44,7 +44,7 @@ class FuseIbn(Pass):
 
     Attributes:
         ratios: of the hidden width, rounded to the target's multiples.
-        steps: of gradient; fused blocks need many.
+        steps: of gradient for a choice alone; fused blocks need many.
         largest: blocks of more multiply-accumulates per position are left alone: gradient steps
             on them take too long.
         windows: samples that steps are made on. A fused layer has tens of thousands of weights, and
@@ -54,8 +54,9 @@ class FuseIbn(Pass):
     name: ClassVar[str] = "fuse-ibn"
     summary: ClassVar[str] = "Fuse expand and depthwise of inverted bottlenecks, weights re-fitted."
     order: ClassVar[int] = 22
+    goes_on: ClassVar[bool] = True
     ratios: tuple[float, ...] = (1.0, 3 / 4, 1 / 2)
-    steps: int = 6000
+    steps: int = 4000
     largest: int = 60_000
     windows: int = 120_000
 
@@ -156,7 +157,8 @@ class FuseIbn(Pass):
             first = [np.array(w, np.float32, order="C") for w in weights]
             between, own = activation(block.second, kept), f"{block.project.y.name}:"
             project = values[f"{own}1"][:, :, 0, 0].T
-            train_ = partial(train, steps=self.steps, rate=4e-3, seed=0, tick=tick)
+            steps = self.steps * (1 if start is None else IN_ORDER)
+            train_ = partial(train, steps=steps, rate=0.1, seed=0, tick=tick)
             if block.gate is None:
                 last = [np.array(w, np.float32) for w in (project, values[f"{own}2"])]
                 student = FusedBlock([*first, *last], between)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from onnxnas.block_fit import IbnBlock, ibn_block, train_block
+from onnxnas.block_fit import IN_ORDER, IbnBlock, ibn_block, train_block
 from onnxnas.coupling import Coupling, Group
 from onnxnas.pass_contract import Fitted, Tick, no_tick
 from onnxnas.samples import Samples, Sampling
@@ -25,7 +25,7 @@ class ResizeIbn(WidthPass):
     """Offers every hidden layer with a depthwise conv at the widths the target works in.
 
     Attributes:
-        steps: of gradient, 0 for least squares alone.
+        steps: of gradient for a choice alone, 0 for least squares and nothing else.
         largest: blocks of more multiply-accumulates per position are left to least squares.
         windows: samples that steps are made on.
     """
@@ -33,9 +33,10 @@ class ResizeIbn(WidthPass):
     name: ClassVar[str] = "resize-ibn"
     summary: ClassVar[str] = "Narrow the hidden layer of inverted bottlenecks, weights re-fitted."
     order: ClassVar[int] = 21
+    goes_on: ClassVar[bool] = True
     steps: int = 400
     largest: int = 60_000
-    windows: int = 24_000
+    windows: int = 60_000
 
     def concerns(self, graph: Any, group: Group) -> bool:
         return inside_block(group)
@@ -62,8 +63,9 @@ class ResizeIbn(WidthPass):
         if not block.fits(data[-1]):  # another choice narrowed its input, and fits its expand
             return super().recover(graph, site, choices, data[:-1], tick=tick)
         fits = start or super().recover(graph, site, choices, data[:-1], tick=tick)
+        steps = self.steps * (1 if start is None else IN_ORDER)
         return [
-            Fitted(*train_block(block, dict(fit.values), data[-1], steps=self.steps, tick=tick))
+            Fitted(*train_block(block, dict(fit.values), data[-1], steps=steps, tick=tick))
             for fit in fits
         ]
 
