@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxnas.errors import UsageError
+
 Array = Any
 """`numpy.ndarray` or `torch.Tensor`; PyTorch is imported only where it is asked for."""
 
@@ -23,6 +25,25 @@ def library(x: Array) -> Any:
 def like(values: NDArray[Any] | np.generic, x: Array) -> Array:
     """Values as an array of the library of another, and where that one is; their own type."""
     return values if library(x) is np else on_device(values, x.device)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device of PyTorch that is not there.
+
+    Raises:
+        UsageError: neither is PyTorch, or it cannot use the device.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UsageError(
+            f"Device {device!r} needs PyTorch: pip install 'onnxnas[train]'; numpy does without."
+        ) from error
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"PyTorch cannot use device {device!r}: {reason}") from error
 
 
 def on_device(values: NDArray[Any] | np.generic, device: Any) -> Array:

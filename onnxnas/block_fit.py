@@ -21,6 +21,9 @@ from onnxnas.squeeze_excite import SqueezeExcite, squeeze_excite
 IN_ORDER = 3
 """Times the steps where choices are fitted in order: those may be delivered, and are few."""
 
+LONGER = 2
+"""Times the steps, and the samples they are made on, where PyTorch makes them."""
+
 _RATE = 0.03
 
 
@@ -105,6 +108,7 @@ def train_block(
     *,
     steps: int,
     seed: int = 0,
+    device: str = "",
     tick: Tick = no_tick,
 ) -> tuple[dict[str, NDArray[Any]], float]:
     """Gradient steps from where least squares, or earlier steps, left a narrowed block.
@@ -113,6 +117,7 @@ def train_block(
         block: the original.
         values: as `channel_fit.fit_widths` or this function gives them.
         samples: of `block.sampling`.
+        device: of PyTorch, which then makes the steps; empty for numpy.
 
     Returns:
         Values for all three layers, and the error on the rows to tune by; the start where no step
@@ -142,7 +147,7 @@ def train_block(
     )
     fit, tune = windows_of(samples.fit, block), windows_of(samples.tune, block)
     refit_last(student, fit, tune)
-    error = train(student, fit, tune, steps=steps, rate=_RATE, seed=seed, tick=tick)
+    error = train(student, fit, tune, steps=steps, rate=_RATE, seed=seed, device=device, tick=tick)
     refit_last(student, fit, tune, whole=True)
     w = [np.ascontiguousarray(v) for v in student.weights]
     return {

@@ -120,17 +120,18 @@ def export(
 
 def recipe_of(prepared: Prepared, candidate: Candidate, fitted: str) -> Recipe:
     """What replays a candidate."""
+    decided = prepared.space.decided(candidate)
     return Recipe(
         prepared.cost_model.target.name,
         candidate,
         prepared.input_shapes,
-        {site.id: choice.exactness for site, choice in prepared.space.decided(candidate)},
+        {site.id: choice.exactness for site, choice in decided},
         f"onnxnas {__version__}",
         prepared.sha256,
         fingerprints(candidate, prepared.every_site, prepared.graph),
         fitted,
-        prepared.input_resize
-        and any(prepared.passes[s.pass_name].resizes for s, _ in prepared.space.decided(candidate)),
+        prepared.input_resize and any(prepared.passes[s.pass_name].resizes for s, _ in decided),
+        prepared.device if any(c.exactness != "exact" for _, c in decided) else "",
     )
 
 

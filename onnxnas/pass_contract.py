@@ -111,6 +111,10 @@ class Pass(ABC):
         """The same pass where the result may have inputs and outputs of other sizes."""
         return self
 
+    def on_device(self, device: str) -> Pass:
+        """The same pass with its gradient steps made by PyTorch on a device, and more of them."""
+        return self
+
     @abstractmethod
     def rewrite(self, rw: Rewriter, site: Site, choice: Choice) -> None:
         """Apply one choice at one site: structure now, weights as lazy constants.

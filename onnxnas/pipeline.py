@@ -56,6 +56,7 @@ def optimize(
     max_uncovered: float | None = None,
     export_front: bool = False,
     allow_input_resize: bool = False,
+    device: str = "",
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     library: Path | None = None,
     rules: Path | None = None,
@@ -87,6 +88,7 @@ def optimize(
             there are only predictions, else no limit.
         export_front: also hand out the named candidates of the front.
         allow_input_resize: the result may take pictures of another size, and give maps of it.
+        device: of PyTorch, e.g. ``cuda``, for gradient steps, which are then more; empty for numpy.
         input_shapes: fixes dynamic dimensions for costing and verification; the exported
             model keeps them dynamic.
         library: folder of what was fitted and evaluated before; None keeps nothing. With it, a
@@ -116,6 +118,8 @@ def optimize(
         column(metric)
     if max_drop is not None and task is None and calibration is None:
         raise UsageError("--max-drop needs --evaluate (a metric) or --calibration (agreement).")
+    if device and workers > 1:
+        raise UsageError("With --device one process fits all weights: leave --workers out.")
     report_progress = progress or (lambda *_: None)
     report_progress("reading and cleaning the model", 0, 1)
     prepared = prepare(
@@ -127,6 +131,7 @@ def optimize(
         input_shapes=input_shapes,
         rules=rules,
         input_resize=allow_input_resize,
+        device=device,
     )
     if task is not None and task.arrays is not None:
         data = checked(prepared.source, task.metric, task.arrays)
@@ -272,17 +277,18 @@ def apply(
         VerificationError: a rewrite changed the outputs; names it.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
+    shapes = input_shapes if transfer else input_shapes or recipe.input_shapes
+    prepared = prepare(
+        model,
+        recipe.target,
+        input_shapes=shapes,
+        input_resize=recipe.input_resize,
+        device=recipe.device,
+    )
     if not transfer:
-        shapes = input_shapes or recipe.input_shapes
-        prepared = prepare(
-            model, recipe.target, input_shapes=shapes, input_resize=recipe.input_resize
-        )
         candidate = recipe.candidate
         _refuse_foreign(prepared, recipe)
     else:
-        prepared = prepare(
-            model, recipe.target, input_shapes=input_shapes, input_resize=recipe.input_resize
-        )
         found = matches(recipe, prepared.space, prepared.graph)
         candidate = Candidate.of(dict(m.found for m in found if m.found))
         if found and not candidate.decisions:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxnas import graph as graphs
+from onnxnas.arrays import check_device
 from onnxnas.cost import Cost, CostModel
 from onnxnas.errors import UsageError
 from onnxnas.foreign import unchecked_tensors
@@ -57,6 +58,7 @@ class Prepared:
         external: the file has its weights in another file, and so has the result.
         ruled: what the user's rules made of the space, which is `ruled.space`; None without any.
         input_resize: the result may have inputs and output maps of other sizes.
+        device: of PyTorch, which then makes gradient steps; empty for numpy.
     """
 
     source: Any
@@ -74,6 +76,7 @@ class Prepared:
     external: bool = False
     ruled: Ruled | None = None
     input_resize: bool = False
+    device: str = ""
 
     @property
     def every_site(self) -> SearchSpace:
@@ -92,6 +95,7 @@ def prepare(
     rules: Path | None = None,
     clean: bool = True,
     input_resize: bool = False,
+    device: str = "",
 ) -> Prepared:
     """Load and clean a model, load the target, find every site.
 
@@ -105,9 +109,10 @@ def prepare(
         rules: file of what to leave out, force or prefer, see `onnxnas.rule_file`.
         clean: False takes the model exactly as it is.
         input_resize: the result may have inputs and output maps of other sizes.
+        device: of PyTorch, e.g. ``cuda``, for gradient steps, which are then more; empty for numpy.
 
     Raises:
-        UsageError: the file, the target, a pass name, a shape or a rule cannot be used.
+        UsageError: the file, the target, a pass name, a shape, a rule or the device cannot be used.
         UnsupportedError: the model holds something that cannot be carried through.
     """
     cost_model = load_target(target)
@@ -115,6 +120,9 @@ def prepare(
     chosen = choose_passes(known, passes, skip)
     if input_resize:
         chosen = [p.for_new_contract() for p in chosen]
+    if device:
+        check_device(device)
+        chosen = [p.on_device(device) for p in chosen]
     rules_read = () if rules is None else read_rules(rules, known)
     if isinstance(model, (str, Path)):
         source, name, external = load_model(model), str(model), bool(external_files(model))
@@ -167,6 +175,7 @@ def prepare(
         external,
         ruled,
         input_resize,
+        device,
     )
 
 

@@ -47,6 +47,7 @@ class Recipe:
         fitted: how weights were: each decision ``alone``, or ``in order``, behind those before, or
             ``distilled``: in order, and then all weights of the network trained.
         input_resize: the result has inputs and outputs of other sizes than the original's.
+        device: of PyTorch, that gradient steps were made on; empty for numpy.
     """
 
     target: str
@@ -58,6 +59,7 @@ class Recipe:
     fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
     fitted: str = "in order"
     input_resize: bool = False
+    device: str = ""
 
     def to_toml(self) -> str:
         """The file's text; `from_toml` reads it back to an equal recipe."""
@@ -73,6 +75,8 @@ class Recipe:
             lines.append(f"fitted = {_text(self.fitted)}")
         if self.input_resize:
             lines.append("input_resize = true  # the result takes inputs of another size")
+        if self.device:
+            lines.append(f"device = {_text(self.device)}  # of PyTorch, for gradient steps")
         if self.input_shapes:
             lines += ["", "[input_shapes]"]
             lines += [f"{_text(name)} = {list(s)}" for name, s in self.input_shapes.items()]
@@ -118,6 +122,7 @@ class Recipe:
                 model_sha256=data.get("model_sha256", ""),
                 fitted=data.get("fitted", "in order"),
                 input_resize=bool(data.get("input_resize", False)),
+                device=str(data.get("device", "")),
                 fingerprints={
                     r["site"]: _fingerprint(r) for r in data.get("rewrite", []) if "structure" in r
                 },

@@ -36,6 +36,7 @@ from onnxnas.options import (
     write_json,
 )
 from onnxnas.search_options import (
+    DeviceOpt,
     EffortChoice,
     EffortOpt,
     ExportOpt,
@@ -113,6 +114,7 @@ def optimize(
     ] = None,
     seed: SeedOpt = 0,
     workers: WorkersOpt = None,
+    device: DeviceOpt = "",
     run_dir: Annotated[
         Path | None, typer.Option(help="Folder of the reports (default: OUTPUT.run).")
     ] = None,
@@ -141,6 +143,7 @@ def optimize(
             input_shapes=shapes,
             rules=rules,
             input_resize=allow_input_resize,
+            device=device,
         )
         data = calibration_of(model, calibration, mean, scale, layout, channel_order, shapes)
         fits = drop is not None or "quality" in objectives
@@ -173,7 +176,8 @@ def optimize(
             library=run_dir / "fitted",
             budget_s=budget_s,
             seed=seed,
-            workers=workers or default_workers(),
+            device=device,
+            workers=workers or (1 if device else default_workers()),
             progress=progress,
         )
     _deliver(result, output, run_dir, json_to)

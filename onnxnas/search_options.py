@@ -81,6 +81,13 @@ WorkersOpt = Annotated[
         help="Processes that fit weights side by side (default: one per core, at most 4).",
     ),
 ]
+DeviceOpt = Annotated[
+    str,
+    typer.Option(
+        metavar="cpu|cuda|...",
+        help="Let PyTorch make gradient steps there, twice as many (default: numpy makes them).",
+    ),
+]
 MaxUncoveredOpt = Annotated[
     str | None,
     typer.Option(

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxnas.block_fit import IN_ORDER, IbnBlock, ibn_block, windows_of
+from onnxnas.block_fit import IN_ORDER, LONGER, IbnBlock, ibn_block, windows_of
 from onnxnas.channel_fit import KEPT, Reader, check_samples, fit_widths, readers, resize
 from onnxnas.cost import Target
 from onnxnas.coupling import Coupling, Group
@@ -49,6 +49,7 @@ class FuseIbn(Pass):
             on them take too long.
         windows: samples that steps are made on. A fused layer has tens of thousands of weights, and
             of few samples it learns what other pictures do not have.
+        device: of PyTorch, which then makes the steps; empty for numpy.
     """
 
     name: ClassVar[str] = "fuse-ibn"
@@ -59,6 +60,11 @@ class FuseIbn(Pass):
     steps: int = 4000
     largest: int = 60_000
     windows: int = 120_000
+    device: str = ""
+
+    def on_device(self, device: str) -> FuseIbn:
+        steps, windows = LONGER * self.steps, LONGER * self.windows
+        return replace(self, device=device, steps=steps, windows=windows)
 
     def find_sites(self, graph: Any, target: Target, why: Why) -> Iterator[Site]:
         for group in Coupling.of(graph).groups:
@@ -158,7 +164,7 @@ class FuseIbn(Pass):
             between, own = activation(block.second, kept), f"{block.project.y.name}:"
             project = values[f"{own}1"][:, :, 0, 0].T
             steps = self.steps * (1 if start is None else IN_ORDER)
-            train_ = partial(train, steps=steps, rate=0.1, seed=0, tick=tick)
+            train_ = partial(train, steps=steps, rate=0.1, seed=0, device=self.device, tick=tick)
             if block.gate is None:
                 last = [np.array(w, np.float32) for w in (project, values[f"{own}2"])]
                 student = FusedBlock([*first, *last], between)

@@ -9,10 +9,11 @@ gradient steps then move all three layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
-from onnxnas.block_fit import IN_ORDER, IbnBlock, ibn_block, train_block
+from onnxnas.block_fit import IN_ORDER, LONGER, IbnBlock, ibn_block, train_block
 from onnxnas.coupling import Coupling, Group
 from onnxnas.pass_contract import Fitted, Tick, no_tick
 from onnxnas.samples import Samples, Sampling
@@ -28,6 +29,7 @@ class ResizeIbn(WidthPass):
         steps: of gradient for a choice alone, 0 for least squares and nothing else.
         largest: blocks of more multiply-accumulates per position are left to least squares.
         windows: samples that steps are made on.
+        device: of PyTorch, which then makes the steps; empty for numpy.
     """
 
     name: ClassVar[str] = "resize-ibn"
@@ -37,6 +39,11 @@ class ResizeIbn(WidthPass):
     steps: int = 400
     largest: int = 60_000
     windows: int = 60_000
+    device: str = ""
+
+    def on_device(self, device: str) -> ResizeIbn:
+        steps, windows = LONGER * self.steps, LONGER * self.windows
+        return replace(self, device=device, steps=steps, windows=windows)
 
     def concerns(self, graph: Any, group: Group) -> bool:
         return inside_block(group)
@@ -64,10 +71,8 @@ class ResizeIbn(WidthPass):
             return super().recover(graph, site, choices, data[:-1], tick=tick)
         fits = start or super().recover(graph, site, choices, data[:-1], tick=tick)
         steps = self.steps * (1 if start is None else IN_ORDER)
-        return [
-            Fitted(*train_block(block, dict(fit.values), data[-1], steps=steps, tick=tick))
-            for fit in fits
-        ]
+        train = partial(train_block, steps=steps, device=self.device, tick=tick)
+        return [Fitted(*train(block, dict(fit.values), data[-1])) for fit in fits]
 
     def _block(self, graph: Any, site: Site) -> IbnBlock | None:
         """The block to make gradient steps on, None where least squares is to do."""

@@ -105,6 +105,18 @@ def test_what_training_gains_is_kept_and_replays(
         pipeline.apply(network(), recipe, calibration=rows(tmp_path, network()))
 
 
+@pytest.mark.slow
+def test_steps_made_by_pytorch_are_replayed(search: Search, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    result = search(effort="normal", device="cpu")
+    assert result.recipe.device == "cpu"
+    assert 'device = "cpu"' in result.recipe.to_toml()
+    replayed = pipeline.apply(network(), result.recipe, calibration=rows(tmp_path, network()))
+    assert replayed.model.SerializeToString() == result.model.SerializeToString()
+    with pytest.raises(UsageError, match="leave --workers out"):
+        search(device="cpu", workers=2)
+
+
 def evaluated(
     name: str, cycles: float, lost: float, evaluation: Evaluation = "multishot"
 ) -> Evaluated:

@@ -13,8 +13,12 @@ from onnxnas.sites import Candidate
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
-@given(sites=st.dictionaries(NAMES, NAMES.filter(lambda c: c != "keep")), target=NAMES)
-def test_any_recipe_reads_back_equal(sites: dict[str, str], target: str) -> None:
+@given(
+    sites=st.dictionaries(NAMES, NAMES.filter(lambda c: c != "keep")),
+    target=NAMES,
+    device=st.sampled_from(["", "cpu", "cuda:1"]),
+)
+def test_any_recipe_reads_back_equal(sites: dict[str, str], target: str, device: str) -> None:
     recipe = Recipe(
         target,
         Candidate.of(sites),
@@ -23,6 +27,7 @@ def test_any_recipe_reads_back_equal(sites: dict[str, str], target: str) -> None
         "t 1",
         "ab",
         {site: Fingerprint(label, 2, 1, 0.75) for site, label in sites.items()},
+        device=device,
     )
     assert Recipe.from_toml(recipe.to_toml()) == recipe
 

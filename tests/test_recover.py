@@ -63,6 +63,17 @@ def test_choices_in_order_are_not_half_fitted(tmp_path: Path) -> None:
     assert (set(kept), refused) == (set(fits), {})  # what is on disk takes no time
 
 
+def test_in_order_the_first_choice_is_fitted_further(tmp_path: Path) -> None:
+    """Nothing is before it, but what may be delivered gets more steps than what is only judged."""
+    found = recovery(tmp_path, blocks(1), FuseIbn(steps=40, windows=2000))
+    (site,) = found.space
+    move = site.id, site.choices[0].label
+    alone, in_order = (
+        fits[move] for fits, _ in (found.alone([move]), found.in_order(Candidate.of(dict([move]))))
+    )
+    assert in_order.error < 0.95 * alone.error
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are not copied here")
 def test_workers_fill_the_library_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
