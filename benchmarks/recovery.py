@@ -13,7 +13,8 @@ not silicon). Networks:
     yolo          yolo-fastest, fitted on ImageNet pictures; AP50 of persons on 50 of COCO.
     deeplab       deeplab v3, fitted on ImageNet pictures; IoU of cars on 101 of CamVid.
 
-With --distill every point is also trained end to end (needs PyTorch). Each point is quantised to
+With --device PyTorch makes the gradient steps, and more of them; with --distill every point is also
+trained end to end (needs PyTorch as well). Each point is quantised to
 int8 as the original is, and both are scored. With --library what was fitted and judged is kept,
 and points that are in the --json file already stay: a run that was stopped goes on. What
 `onnxnas optimize` fitted on the same rows serves as a library too. The tables of several runs:
@@ -115,6 +116,9 @@ def main() -> None:
         "--alone", type=float, metavar="SECONDS", help="for choices alone, what saves most first"
     )
     parser.add_argument("--workers", type=int, default=1, help="that fit; needs --library")
+    parser.add_argument(
+        "--device", default="", help="PyTorch makes gradient steps there: cpu, cuda"
+    )
     parser.add_argument("--distill", type=int, default=0, metavar="STEPS")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -127,7 +131,7 @@ def main() -> None:
         print(f"{time.monotonic() - start:6.0f} s  {what} {done}/{total}", file=sys.stderr)
 
     case = CASES[args.network](evaluation())
-    prepared = prepare(case.model, args.target)
+    prepared = prepare(case.model, args.target, device=args.device)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "rows.npy", case.rows)
         calibration = load_calibration(Path(folder) / "rows.npy", contract(prepared.source)[0])
