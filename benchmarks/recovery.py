@@ -4,7 +4,7 @@
 
 Needs the evaluation set beside the repository (``../shared/evalset``; research terms, so it is
 not part of it). Latency is a compile of the whole network with its fitted weights (Arm's estimate,
-not silicon). Networks:
+not silicon). Exact rewrites are made as well, where nothing else is in their way. Networks:
 
     mobilenetv2   fitted on every other ImageNet picture; top-1 on the rest, as they are, mirrored,
                   and reduced to 112 x 112 and enlarged again. The pictures are one per class, so
@@ -41,13 +41,16 @@ from evalset_cases import CASES, Case, Scores, evaluation
 from onnxnas.calibration import Calibration, load_calibration
 from onnxnas.distill import distill
 from onnxnas.errors import InfeasibleError
+from onnxnas.exact_search import ExactSearch
 from onnxnas.fitting import open_journal, recovery_search
 from onnxnas.graph import contract
 from onnxnas.int8 import MOST_ROWS
 from onnxnas.materialize import apply_candidate
+from onnxnas.objectives import goal_of
 from onnxnas.prepare import prepare
 from onnxnas.quantise import quantise
 from onnxnas.recover import values_only
+from onnxnas.recovery_search import RecoverySearch
 from onnxnas.screening import Screen
 from onnxnas.sites import Candidate
 
@@ -74,10 +77,12 @@ def table(files: Sequence[Path]) -> str:
         cells += [f"{p['held_out_divergence']:.3f}", "" if agrees is None else f"{agrees:.1%}"]
         lines.append(f"| {-p['saving']:+.1%} | {' | '.join(cells)} |".replace("%", " %"))
     start = runs[0]
+    exact = start.get("exact", {"saving": 0.0})["saving"]
     original = ", ".join(f"{v} {f['metric']:.1f}" for v, f in start["original"].items())
     int8 = ", ".join(f"{v} {f['metric']:.1f}" for v, f in start["original_int8"].items())
     return (
-        f"Original: {start['original_cycles']:,.0f} cycles; {original}; in int8 {int8}.\n\n"
+        f"Original: {start['original_cycles']:,.0f} cycles; {original}; in int8 {int8}. "
+        f"Exact rewrites alone: {-exact:+.1%}.\n\n".replace("%", " %")
         + "\n".join(lines)
     )
 
@@ -155,6 +160,7 @@ def curve(
     if args.library is not None:
         journal = open_journal(prepared, search.recovery.rows, args.library, 0)
         search.journal = search.evaluator.journal = journal
+    search.base = _exact(prepared, search, said)
     ranges = list(search.recovery.rows.fitted(MOST_ROWS))
     search.recovery.workers = args.workers
     begin, cpu = time.monotonic(), time.process_time()
@@ -165,6 +171,10 @@ def curve(
         search.judge_alone()
         search.deadline = search.recovery.deadline = None
     alone = {
+        "exact": {
+            "saving": 1 - search.start.cycles / search.baseline.cycles,
+            "candidate": str(search.base),
+        },
         "seconds_fitting_and_judging_alone": time.monotonic() - begin,
         "cpu_seconds_fitting_and_judging_alone": time.process_time() - cpu,
     }
@@ -230,6 +240,17 @@ def curve(
             point["distilled"] = _distilled(case, prepared, result, calibration, base, args.distill)
         points.append(point)
         yield report()
+
+
+def _exact(
+    prepared: Any, search: RecoverySearch, said: Callable[[str, int, int], None]
+) -> Candidate:
+    """What changes nothing, and is made beside every choice that does not exclude it."""
+    cost = search.baseline.cost
+    assert cost is not None
+    goal = goal_of(("latency",), (), cost, prepared.cost_model.target.clock_hz)
+    exact = ExactSearch(prepared, goal, search.screen, search.journal, Candidate(), said)
+    return exact.run(None, Candidate()).best.candidate
 
 
 def _distilled(
