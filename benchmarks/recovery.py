@@ -46,7 +46,7 @@ from onnxnas.fitting import open_journal, recovery_search
 from onnxnas.graph import contract
 from onnxnas.int8 import MOST_ROWS
 from onnxnas.materialize import apply_candidate
-from onnxnas.objectives import goal_of
+from onnxnas.outcome import goal_of
 from onnxnas.prepare import prepare
 from onnxnas.quantise import quantise
 from onnxnas.recover import values_only
