@@ -160,7 +160,8 @@ def curve(
     if args.library is not None:
         journal = open_journal(prepared, search.recovery.rows, args.library, 0)
         search.journal = search.evaluator.journal = journal
-    search.base = _exact(prepared, search, said)
+    exact = _exact(prepared, search, said)
+    search.base = exact.run(None, Candidate()).best.candidate
     ranges = list(search.recovery.rows.fitted(MOST_ROWS))
     search.recovery.workers = args.workers
     begin, cpu = time.monotonic(), time.process_time()
@@ -203,7 +204,8 @@ def curve(
 
     yield report()
     asked = [(p["goal"], Candidate.parse(p["candidate"])) for p in known]
-    asked = asked or [(g, c) for g in args.goals if (c := search.solve(g)) is not None]
+    solved = [(g, search.solve(g)) for g in (() if known else args.goals)]
+    asked += [(g, search.beside(c)) for g, c in solved if c is not None]
     asked = [(goal, c) for goal, c in asked if goal not in (p["goal"] for p in points)]
     for number, (goal, candidate) in enumerate(asked):
         begin, cpu = time.monotonic(), time.process_time()
@@ -211,20 +213,19 @@ def curve(
             search.recovery.ahead((), [c for _, c in asked[number : number + args.workers]])
         found = search.finalist(goal, candidate)
         seconds, cpu = time.monotonic() - begin, time.process_time() - cpu
+        weights = values_only(found.weights)
+        made, paying = Candidate.of(dict(weights.keys())), frozenset(search.base.decisions)
+        best = exact.run(None, search.base, made, weights, "multishot", paying).best
         applied = apply_candidate(
-            prepared.graph,
-            prepared.space,
-            found.candidate,
-            prepared.passes,
-            values_only(found.weights),
+            prepared.graph, prepared.space, best.candidate, prepared.passes, weights
         )
         result = applied.model(prepared.normalised)
-        saving = 1 - found.trial.cycles / search.baseline.cycles
+        saving = 1 - best.cycles / search.baseline.cycles
         print(f"{-saving:+.1%}  {seconds:.0f} s")
         point = {
             "goal": goal,
             "saving": saving,
-            "cycles": found.trial.cycles,
+            "cycles": best.cycles,
             "seconds": seconds,
             "cpu_seconds": cpu,
             "held_out_divergence": found.divergence.value,
@@ -232,7 +233,7 @@ def curve(
             "sum_of_single_divergences": found.proxy,
             "float": case.score(result, base)[1],
             "int8": case.score(quantise(result, ranges), base_int8)[1],
-            "candidate": str(found.candidate),
+            "candidate": str(best.candidate),
         }
         print(_said("  float", point["float"]))
         print(_said("  int8, beside the original in int8", point["int8"]), flush=True)
@@ -244,13 +245,12 @@ def curve(
 
 def _exact(
     prepared: Any, search: RecoverySearch, said: Callable[[str, int, int], None]
-) -> Candidate:
-    """What changes nothing, and is made beside every choice that does not exclude it."""
+) -> ExactSearch:
+    """The search for what changes nothing: of the original, and beside what was fitted."""
     cost = search.baseline.cost
     assert cost is not None
     goal = goal_of(("latency",), (), cost, prepared.cost_model.target.clock_hz)
-    exact = ExactSearch(prepared, goal, search.screen, search.journal, Candidate(), said)
-    return exact.run(None, Candidate()).best.candidate
+    return ExactSearch(prepared, goal, search.screen, search.journal, Candidate(), said)
 
 
 def _distilled(
