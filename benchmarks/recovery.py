@@ -20,6 +20,8 @@ and points that are in the --json file already stay: a run that was stopped goes
 `onnxnas optimize` fitted on the same rows serves as a library too. The tables of several runs:
 
     python benchmarks/recovery.py --table curve-1.json curve-2.json
+
+and of both halves of the pictures together, --pooled curve.json swapped.json.
 """
 
 from __future__ import annotations
@@ -87,6 +89,26 @@ def table(files: Sequence[Path]) -> str:
     )
 
 
+def pooled(files: Sequence[Path]) -> str:
+    """The points of runs on both halves of the pictures, goal by goal, in Markdown.
+
+    Each half was scored by networks fitted on the other, so that all pictures count, once each.
+    """
+    runs = [{p["goal"]: p for p in json.loads(file.read_text())["points"]} for file in files]
+    lines = ["| cycles | mean of both readings | in int8 |", "|---:|---:|---:|"]
+    for goal in sorted(set(runs[0]).intersection(*runs[1:])):
+        points = [run[goal] for run in runs]
+        cells = []
+        for kind in ("float", "int8"):
+            scores = [p[kind]["mean of both"] for p in points]
+            drop = sum(s["drop"] for s in scores) / len(scores)
+            error = sum(s["drop_standard_error"] ** 2 for s in scores) ** 0.5 / len(scores)
+            cells.append(_change({"drop": drop, "drop_standard_error": error}))
+        saving = sum(p["saving"] for p in points) / len(points)
+        lines.append(f"| {-saving:+.1%} | {' | '.join(cells)} |".replace("%", " %"))
+    return "\n".join(lines)
+
+
 def _distilled_change(found: Mapping[str, Any] | None, view: str) -> str:
     if found is None:
         return ""
@@ -118,6 +140,9 @@ def main() -> None:
     )
     parser.add_argument("--table", type=Path, nargs="+", metavar="CURVE.json")
     parser.add_argument(
+        "--pooled", type=Path, nargs=2, metavar="CURVE.json", help="of mobilenetv2 and -swapped"
+    )
+    parser.add_argument(
         "--alone", type=float, metavar="SECONDS", help="for choices alone, what saves most first"
     )
     parser.add_argument("--workers", type=int, default=1, help="that fit; needs --library")
@@ -129,6 +154,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.table:
         print(table(args.table))
+    if args.pooled:
+        print(pooled(args.pooled))
+    if args.table or args.pooled:
         return
     start = time.monotonic()
 
