@@ -39,7 +39,7 @@ class MergeLinearConvs(Pass):
 
     name: ClassVar[str] = "merge-linear-convs"
     summary: ClassVar[str] = "Merge two convolutions without an activation between into one."
-    order: ClassVar[int] = 20
+    order: ClassVar[int] = 30  # behind new widths: what is fitted holds the weights of either
 
     def find_sites(self, graph: Any, target: Target, why: Why) -> Iterator[Site]:
         for node in graph.nodes:
