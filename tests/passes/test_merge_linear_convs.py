@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import fitting
 import models
 import numpy as np
 import onnx
@@ -14,7 +16,10 @@ import rewriting
 
 from onnxnas.graph import from_model, to_model
 from onnxnas.passes.merge_linear_convs import MergeLinearConvs
+from onnxnas.passes.resize_ibn import ResizeIbn
+from onnxnas.recover import values_only
 from onnxnas.rewriter import Rewriter, SiteGone
+from onnxnas.sites import Candidate
 
 PASS = MergeLinearConvs()
 Kernel = tuple[int, int]
@@ -296,3 +301,21 @@ def test_the_plane_follows_a_smaller_input() -> None:
     PASS.rewrite(Rewriter(graph, "x", {}), site, site.choices[0])
     graph.cleanup().toposort()
     oracle.assert_same_outputs(model, to_model(graph, model))
+
+
+def test_a_merged_layer_may_be_narrowed_and_fitted(tmp_path: Path) -> None:
+    """Steps move the weights of the layer that is merged: they are in it before it is."""
+    b = models.ModelBuilder([1, 6, 8, 8])
+    linear = b.conv(b.x, 6, 4)
+    y = b.op("Relu", b.conv(linear, 4, 32, out="wide"))
+    model = b.build(b.conv(b.op("Relu", b.depthwise(y, 32)), 32, 6))
+    found = fitting.recovery(tmp_path, model, ResizeIbn(steps=20, windows=2000), PASS)
+    narrow = {"resize-ibn@wide": "to-16"}
+    fits, refused = found.in_order(Candidate.of(narrow))
+    assert not refused
+    weights = values_only(fits)
+    assert any("wide:" in name for values in weights.values() for name in values)
+    both = Candidate.of({**narrow, f"{PASS.name}@wide": "merge"})
+    alone, merged = (fitting.result(found, model, weights, c) for c in (Candidate.of(narrow), both))
+    assert rewriting.ops(merged).count("Conv") == rewriting.ops(alone).count("Conv") - 1
+    oracle.assert_same_outputs(alone, merged)
