@@ -77,7 +77,7 @@ class SplitHidden(Pass):
             if isinstance(found, str):
                 why.miss(node, found)
                 continue
-            parts = [n for n in self.parts if _bounds(first.out_channels, n, step)]
+            parts = [n for n in self.parts if len(_bounds(first.out_channels, n, step)) == n]
             if not _largest(found):
                 why.miss(node, "what goes in or comes out is as large as what is between")
             elif not parts:
@@ -90,28 +90,26 @@ class SplitHidden(Pass):
         found = first if isinstance(first, str) else _hidden(first, rw.graph)
         if isinstance(found, str):
             raise SiteGone(f"{site.tensor!r} {found}")
-        # The width is read again here: a pass of earlier order may have changed it.
+        # The width is read again here: a pass of earlier order may have left fewer parts, or one.
         bounds = _bounds(found.first.out_channels, choice.params["parts"], site.params["step"])
-        if not bounds:
-            raise SiteGone(f"{site.tensor!r} is too narrow now")
+        if len(bounds) < 2:
+            return
         ends = [_part(rw, found, i, *span) for i, span in enumerate(bounds, 1)]
         last, y = found.last, found.last.y
-        old = [*found.nodes] if choice.params["concat"] else [*found.nodes, last.node]
         if choice.params["concat"]:
-            whole = rw.add_node(
-                "Concat", ends, {"axis": 1}, hint=f"{site.tensor}/parts", dtype=_type(last.x)
-            )
+            hint = f"{site.tensor}/parts"
+            whole = rw.add_node("Concat", ends, {"axis": 1}, hint=hint, dtype=_type(last.x))
             rw.set_input(last.node, 0, whole)
-        else:
-            pairs = enumerate(zip(ends, bounds, strict=True), 1)
-            terms = [_layer(rw, last, x, span, i) for i, (x, span) in pairs]
-        for node in old:
+            for node in found.nodes:
+                rw.remove_node(node)
+            return
+        pairs = enumerate(zip(ends, bounds, strict=True), 1)
+        total, *terms = [_layer(rw, last, x, span, i) for i, (x, span) in pairs]
+        for node in (*found.nodes, last.node):
             rw.remove_node(node)
-        if not choice.params["concat"]:
-            total = terms[0]
-            for term in terms[1:-1]:
-                total = rw.add_node("Add", [total, term], hint=f"{y.name}/sum", dtype=_type(y))
-            rw.add_node("Add", [total, terms[-1]], output=y)
+        for term in terms[:-1]:
+            total = rw.add_node("Add", [total, term], hint=f"{y.name}/sum", dtype=_type(y))
+        rw.add_node("Add", [total, terms[-1]], output=y)
 
 
 def _hidden(first: Conv, graph: Any) -> Hidden | str:
@@ -146,10 +144,9 @@ def _largest(found: Hidden) -> bool:
 
 
 def _bounds(width: int, parts: int, step: int) -> list[tuple[int, int]]:
-    """Where each part begins and ends, in whole steps as equal as can be; none if too narrow."""
+    """Where each part begins and ends, in whole steps as equal as can be; fewer if it is narrow."""
     units = -(-width // step)
-    if units < parts:
-        return []
+    parts = min(parts, units)
     edges = [min(width, step * (units * i // parts)) for i in range(parts + 1)]
     return list(pairwise(edges))
 
