@@ -18,9 +18,6 @@ from onnxnas.pointwise import pointwise_after
 from onnxnas.samples import Part, Samples, Sampling, Window
 from onnxnas.squeeze_excite import SqueezeExcite, squeeze_excite
 
-IN_ORDER = 3
-"""Times the steps where choices are fitted in order: those may be delivered, and are few."""
-
 LONGER = 2
 """Times the steps, and the samples they are made on, where PyTorch makes them."""
 

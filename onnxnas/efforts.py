@@ -239,10 +239,11 @@ class Effort:
         """Up from the last rung that was good enough unfitted, or down to the first that is."""
         good = [i for i, r in enumerate(rungs) if self._of(r).damage <= self.limit]
         first = at = max(good, default=0)
-        self._ahead(rungs[at : at + 2])  # both are needed, whatever comes of the first
         met: dict[int, Tried] = {}
         failures = 0
         while at < len(rungs) and failures < 2:
+            if (at - first) % 2 == 0:  # of the first two both are needed, of others mostly
+                self._ahead(rungs[at : at + 2])
             tried = self.refit(rungs[at])
             if tried is not None:
                 met[at] = tried
@@ -296,23 +297,26 @@ class Effort:
             return self.limit
         return float(np.median([t.damage for t in self.tried] or [0.0]))
 
-    def refit_all(self, candidates: Sequence[Candidate]) -> list[Evaluated]:
+    def refit_all(self, candidates: Sequence[Candidate]) -> None:
         """Fit candidates in order that were not yet; as many side by side as there are workers.
 
         Raises:
             OutOfTime: before all were judged.
         """
-        found = []
-        workers = self.search.recovery.workers
-        for start in range(0, len(candidates), workers):  # the time may not last for all of them
-            some = candidates[start : start + workers]
+        lacking, workers = self._lacking(candidates), self.search.recovery.workers
+        for start in range(0, len(lacking), workers):  # the time may not last for all of them
+            some = lacking[start : start + workers]
             self._ahead(some)
-            found += [self.refit(candidate) for candidate in some]
-        return [tried.evaluated for tried in found if tried is not None]
+            for candidate in some:
+                self.refit(candidate)
 
     def _ahead(self, candidates: Sequence[Candidate]) -> None:
+        self.search.recovery.ahead((), self._lacking(candidates))
+
+    def _lacking(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those that were not fitted in order yet."""
         done = {t.finalist.candidate for t in self.tried if self._is_refit(t)}
-        self.search.recovery.ahead((), [c for c in candidates if c not in done])
+        return [c for c in candidates if c not in done]
 
     def report(self, chosen: Tried | None, max_drop: float | None) -> dict[str, Any]:
         """The figures of everything that was tried, plain JSON values."""
@@ -361,7 +365,9 @@ class Effort:
         try:
             finalist = judge(0.0, candidate)
         except (SiteGone, UnsupportedError):
-            bare = Candidate.of({m[0]: m[1] for m in candidate.decisions if m in self._singles})
+            bare = Candidate.of(
+                {m[0]: m[1] for m in candidate.decisions if m in self.search.singles}
+            )
             if bare == candidate:
                 return None
             return self._try(bare, judge)
@@ -376,10 +382,6 @@ class Effort:
         evaluated = Evaluated(finalist.candidate, cost, losses, finalist.evaluation, weights)
         self.tried.append(Tried(finalist, evaluated))
         return self.tried[-1]
-
-    @property
-    def _singles(self) -> set[tuple[str, str]]:
-        return set(self.search.singles)
 
     def _of(self, candidate: Candidate) -> Tried:
         return next(t for t in reversed(self.tried) if t.finalist.candidate == candidate)

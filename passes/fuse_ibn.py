@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxnas.block_fit import IN_ORDER, LONGER, IbnBlock, ibn_block, windows_of
+from onnxnas.block_fit import LONGER, IbnBlock, ibn_block, windows_of
 from onnxnas.channel_fit import KEPT, Reader, check_samples, fit_widths, readers, resize
 from onnxnas.cost import Target
 from onnxnas.coupling import Coupling, Group
@@ -36,6 +36,9 @@ from onnxnas.rewriter import Rewriter, SiteGone
 from onnxnas.samples import Samples, Sampling
 from onnxnas.sites import Choice, Site
 from onnxnas.width_pass import inside_block, narrower
+
+_IN_ORDER = 3
+"""Times the steps where choices are fitted in order: those may be delivered, and are few."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class FuseIbn(Pass):
     order: ClassVar[int] = 22
     goes_on: ClassVar[bool] = True
     ratios: tuple[float, ...] = (1.0, 3 / 4, 1 / 2)
-    steps: int = 4000
+    steps: int = 3000
     largest: int = 60_000
     windows: int = 120_000
     device: str = ""
@@ -163,7 +166,7 @@ class FuseIbn(Pass):
             first = [np.array(w, np.float32, order="C") for w in weights]
             between, own = activation(block.second, kept), f"{block.project.y.name}:"
             project = values[f"{own}1"][:, :, 0, 0].T
-            steps = self.steps * (1 if start is None else IN_ORDER)
+            steps = self.steps * (1 if start is None else _IN_ORDER)
             train_ = partial(train, steps=steps, rate=0.1, seed=0, device=self.device, tick=tick)
             if block.gate is None:
                 last = [np.array(w, np.float32) for w in (project, values[f"{own}2"])]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
-from onnxnas.block_fit import IN_ORDER, LONGER, IbnBlock, ibn_block, train_block
+from onnxnas.block_fit import LONGER, IbnBlock, ibn_block, train_block
 from onnxnas.coupling import Coupling, Group
 from onnxnas.pass_contract import Fitted, Tick, no_tick
 from onnxnas.samples import Samples, Sampling
@@ -26,7 +26,7 @@ class ResizeIbn(WidthPass):
     """Offers every hidden layer with a depthwise conv at the widths the target works in.
 
     Attributes:
-        steps: of gradient for a choice alone, 0 for least squares and nothing else.
+        steps: of gradient, 0 for least squares alone.
         largest: blocks of more multiply-accumulates per position are left to least squares.
         windows: samples that steps are made on.
         device: of PyTorch, which then makes the steps; empty for numpy.
@@ -35,7 +35,6 @@ class ResizeIbn(WidthPass):
     name: ClassVar[str] = "resize-ibn"
     summary: ClassVar[str] = "Narrow the hidden layer of inverted bottlenecks, weights re-fitted."
     order: ClassVar[int] = 21
-    goes_on: ClassVar[bool] = True
     steps: int = 400
     largest: int = 60_000
     windows: int = 60_000
@@ -70,8 +69,7 @@ class ResizeIbn(WidthPass):
         if not block.fits(data[-1]):  # another choice narrowed its input, and fits its expand
             return super().recover(graph, site, choices, data[:-1], tick=tick)
         fits = start or super().recover(graph, site, choices, data[:-1], tick=tick)
-        steps = self.steps * (1 if start is None else IN_ORDER)
-        train = partial(train_block, steps=steps, device=self.device, tick=tick)
+        train = partial(train_block, steps=self.steps, device=self.device, tick=tick)
         return [Fitted(*train(block, dict(fit.values), data[-1])) for fit in fits]
 
     def _block(self, graph: Any, site: Site) -> IbnBlock | None:
