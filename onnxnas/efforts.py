@@ -239,8 +239,7 @@ class Effort:
         """Up from the last rung that was good enough unfitted, or down to the first that is."""
         good = [i for i, r in enumerate(rungs) if self._of(r).damage <= self.limit]
         first = at = max(good, default=0)
-        met: dict[int, Tried] = {}
-        failures = 0
+        met, failures = dict[int, Tried](), 0
         while at < len(rungs) and failures < 2:
             if (at - first) % 2 == 0:  # of the first two both are needed, of others mostly
                 self._ahead(rungs[at : at + 2])
@@ -365,9 +364,8 @@ class Effort:
         try:
             finalist = judge(0.0, candidate)
         except (SiteGone, UnsupportedError):
-            bare = Candidate.of(
-                {m[0]: m[1] for m in candidate.decisions if m in self.search.singles}
-            )
+            singles = self.search.singles
+            bare = Candidate.of(dict(m for m in candidate.decisions if m in singles))
             if bare == candidate:
                 return None
             return self._try(bare, judge)
