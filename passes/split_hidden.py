@@ -120,7 +120,7 @@ def _hidden(first: Conv, graph: Any) -> Hidden | str:
         run, end = pointwise_after(tensor, graph)
         node = sole_consumer(end, graph)
         if node is None:
-            return "is read by several"
+            return "is read by several, or an output"
         view = conv(node)
         if isinstance(view, str) or view.x is not end:
             return f"goes into {node.op}, which is no convolution of known weights"
