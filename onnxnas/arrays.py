@@ -40,7 +40,7 @@ def check_device(device: str) -> None:
             f"Device {device!r} needs PyTorch: pip install 'onnxnas[train]'; numpy does without."
         ) from error
     try:
-        torch.zeros(1, device=device)
+        float(torch.zeros(1, device=device))  # read back: some devices hold no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(f"PyTorch cannot use device {device!r}: {reason}") from error

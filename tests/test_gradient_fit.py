@@ -135,8 +135,9 @@ def test_a_device_needs_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_device_that_is_not_there_is_refused() -> None:
     torch = pytest.importorskip("torch")
     check_device("cpu")
-    with pytest.raises(UsageError, match="cannot use device 'nowhere'"):
-        check_device("nowhere")
+    for name in ("nowhere", "meta"):
+        with pytest.raises(UsageError, match=f"cannot use device '{name}'"):
+            check_device(name)
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="cannot use device 'cuda'"):
             check_device("cuda")
